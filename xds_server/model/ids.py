@@ -1,0 +1,60 @@
+"""Names, and the type URLs of the xDS APIs that are served."""
+
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+NodeId: TypeAlias = str
+ApplicationName: TypeAlias = str
+ServiceName: TypeAlias = str
+ProviderName: TypeAlias = str
+"""A provider's name is the name of its Envoy cluster."""
+PhaseName: TypeAlias = str
+TypeUrl: TypeAlias = str
+ResourceName: TypeAlias = str
+Version: TypeAlias = str
+Nonce: TypeAlias = str
+
+_PREFIX: Final = "type.googleapis.com/"
+CDS: Final[TypeUrl] = _PREFIX + "envoy.config.cluster.v3.Cluster"
+EDS: Final[TypeUrl] = _PREFIX + "envoy.config.endpoint.v3.ClusterLoadAssignment"
+LDS: Final[TypeUrl] = _PREFIX + "envoy.config.listener.v3.Listener"
+RDS: Final[TypeUrl] = _PREFIX + "envoy.config.route.v3.RouteConfiguration"
+RTDS: Final[TypeUrl] = _PREFIX + "envoy.service.runtime.v3.Runtime"
+
+SHORT: Final[dict[TypeUrl, str]] = {
+    CDS: "CDS",
+    EDS: "EDS",
+    LDS: "LDS",
+    RDS: "RDS",
+    RTDS: "RTDS",
+}
+"""Type URL to the short form that logs, metrics and tests use."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Locality:
+    """Where something runs, in Envoy's three levels."""
+
+    region: str = ""
+    zone: str = ""
+    sub_zone: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(p for p in (self.region, self.zone, self.sub_zone) if p) or "-"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class GroupKey:
+    """Instances that share application, phase and locality share their weights."""
+
+    application: ApplicationName
+    phase: PhaseName
+    locality: Locality
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RouteKey:
+    """One row that the engine decides: what one group calls."""
+
+    group: GroupKey
+    service: ServiceName

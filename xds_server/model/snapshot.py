@@ -1,0 +1,68 @@
+"""What a node should have: named, versioned, already serialised resources."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from xds_server.model.ids import GroupKey, NodeId, ResourceName, TypeUrl, Version
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One named resource as Envoy will parse it; shared by every stream that has it.
+
+    ``body`` is the serialised message that ``type_url`` names, without an ``Any``
+    around it; ``version`` changes when, and only when, ``body`` does.
+    """
+
+    type_url: TypeUrl
+    name: ResourceName
+    version: Version
+    body: bytes = field(repr=False)
+    ttl_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TypeSnapshot:
+    """All resources of one type; ``version`` is a property of their content."""
+
+    version: Version
+    resources: Mapping[ResourceName, Resource]
+
+
+EMPTY: TypeSnapshot = TypeSnapshot("0", MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A consistent, immutable set of resources for one node."""
+
+    types: Mapping[TypeUrl, TypeSnapshot]
+
+    def of(self, type_url: TypeUrl) -> TypeSnapshot:
+        """Return the resources of one type, empty when there are none."""
+        return self.types.get(type_url, EMPTY)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What an Envoy says about itself in the first message of a stream."""
+
+    node_id: NodeId
+    application: str  # node.cluster
+    locality_region: str = ""
+    locality_zone: str = ""
+    locality_sub_zone: str = ""
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    user_agent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """Weights that the engine asks for: per group, per service, per provider.
+
+    Every provider of each service is named; each service's weights are integers
+    with a sum above 0.
+    """
+
+    weights: Mapping[GroupKey, Mapping[str, Mapping[str, int]]]

@@ -1,0 +1,180 @@
+"""The mesh as its operator declared it: services, providers, and how to serve them.
+
+``config`` translates mesh.yaml into these records; nothing else makes them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from xds_server.model.ids import ApplicationName, Locality, ProviderName, ServiceName
+from xds_server.model.template import Template
+
+
+class Mode(StrEnum):
+    """How far the engine may go."""
+
+    OBSERVE = "observe"  # measure only
+    RECOMMEND = "recommend"  # decide and explain, push nothing
+    ENFORCE = "enforce"
+
+
+class WeightsVia(StrEnum):
+    """Which xDS API carries the engine's weights to a node."""
+
+    RTDS = "rtds"
+    RDS = "rds"
+    AUTO = "auto"  # RTDS where the node subscribes to it, RDS elsewhere
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """A TCP address, or a unix socket when ``host`` starts with ``unix:``."""
+
+    host: str
+    port: int = 0
+
+    @property
+    def is_pipe(self) -> bool:
+        """Whether this is a unix domain socket."""
+        return self.host.startswith("unix:")
+
+    def __str__(self) -> str:
+        if self.is_pipe:
+            return self.host
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a provider charges."""
+
+    per_million_requests_usd: float = 0.0
+    per_endpoint_hour_usd: float = 0.0
+    egress_per_gib_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What one endpoint is believed to carry until it has been observed."""
+
+    rps_per_endpoint: float | None = None
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The bounds within which a provider may be scaled, and by which adapter."""
+
+    adapter: str
+    min: int
+    max: int
+    ready_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoverySource:
+    """Which adapter finds a provider's endpoints, with that adapter's own options."""
+
+    adapter: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One way to get a service: an Envoy cluster with its endpoints and its price."""
+
+    name: ProviderName
+    service: ServiceName
+    locality: Locality = Locality()
+    endpoints: tuple[Address, ...] = ()
+    discovery: DiscoverySource | None = None
+    capabilities: frozenset[str] = frozenset()
+    capacity: Capacity = Capacity()
+    price: Price = Price()
+    scale: Scale | None = None
+    standby: bool = False
+    baseline_weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What applications call, by function; and who provides it."""
+
+    name: ServiceName
+    providers: tuple[Provider, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """What Envoy announces as ``node.cluster``."""
+
+    name: ApplicationName
+    template: Template
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How the engine paces and bounds itself."""
+
+    tick_s: float = 1.0
+    slow_tick_s: float = 15.0
+    max_shift_ratio: float = 0.25
+    min_share_ratio: float = 0.002
+    weights_ttl_s: float = 10.0
+    weights_via: WeightsVia = WeightsVia.AUTO
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetrySettings:
+    """How often sidecars report."""
+
+    stats_flush_interval_s: float = 1.0
+    load_report_interval_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """PEM files with which the ADS endpoint authenticates itself and its clients."""
+
+    cert: str
+    key: str
+    client_ca: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Where the control plane listens."""
+
+    xds: Address = Address("127.0.0.1", 18000)
+    xds_tls: TlsSettings | None = None
+    admin: Address = Address("127.0.0.1", 18001)
+
+
+@dataclass(frozen=True, slots=True)
+class HistorySettings:
+    """Where history is kept, and each resolution for how long."""
+
+    path: str
+    keep_s: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """All of mesh.yaml."""
+
+    name: str
+    mode: Mode
+    engine: EngineSettings
+    telemetry: TelemetrySettings
+    services: Mapping[ServiceName, Service]
+    templates: Mapping[str, Template]
+    applications: Mapping[ApplicationName, Application]
+    server: ServerSettings
+    history: HistorySettings | None = None
+
+    @property
+    def providers(self) -> Mapping[ProviderName, Provider]:
+        """Every provider by name; names are unique over the mesh."""
+        return {p.name: p for s in self.services.values() for p in s.providers}
