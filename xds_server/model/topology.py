@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from xds_server.model.ids import ApplicationName, Locality, ProviderName, ServiceName
-from xds_server.model.template import Template
+from xds_server.model.template import Call, Template
 
 
 class Mode(StrEnum):
@@ -178,3 +178,11 @@ class Mesh:
     def providers(self) -> Mapping[ProviderName, Provider]:
         """Every provider by name; names are unique over the mesh."""
         return {p.name: p for s in self.services.values() for p in s.providers}
+
+    def candidates(self, call: Call) -> tuple[Provider, ...]:
+        """Providers of the called service that have what the call requires, in order.
+
+        Standby providers are among them: a route names them at weight 0.
+        """
+        providers = self.services[call.service].providers
+        return tuple(p for p in providers if call.requires <= p.capabilities)

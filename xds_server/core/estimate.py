@@ -1,0 +1,73 @@
+"""Provider models learned online: one scalar Kalman filter per provider, in log space.
+
+A service time is positive and changes by factors, so its logarithm is filtered. The
+filter is fast when surprised: an innovation beyond ``SURPRISE_SIGMA`` widens the
+variance until the measurement is believed. Without samples the variance grows and the
+mean returns to the prior, so that a provider that was given up is tried again.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from xds_server.core.tables import Bools, Floats
+
+DRIFT_PER_S = 0.02**2
+"""Variance that a quiet provider's log service time gains in a second."""
+SURPRISE_SIGMA = 3.0
+EXPIRE_S = 60.0
+"""Time constant with which an unmeasured model returns to its prior."""
+MODEL_FLOOR = 0.03**2
+"""Variance of a measurement that no number of samples removes: model error."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogFilter:
+    """Mean and variance of a logarithm; axis 0 (J) is the provider."""
+
+    mean: Floats  # (J,)
+    variance: Floats  # (J,)
+    prior: Floats  # (J,) where ``mean`` returns to without samples; NaN: nowhere
+
+
+def update(
+    state: LogFilter, measured: Floats, samples: Floats, cv2: Floats, elapsed_s: float
+) -> tuple[LogFilter, Bools]:
+    """Advance by ``elapsed_s`` and take in one measurement where there are samples.
+
+    Parameters
+    ----------
+    measured : (J,) logarithm of the measured mean; ignored where ``samples`` is 0
+    samples : (J,) how many requests the mean is of, >= 0
+    cv2 : (J,) squared coefficient of variation of one sample
+
+    Returns
+    -------
+    the new state, and (J,) whether the measurement was a surprise
+    """
+    seen = (samples > 0.0) & np.isfinite(measured)
+    drifted = state.variance + DRIFT_PER_S * elapsed_s
+    noise = cv2 / np.maximum(samples, 1.0) + MODEL_FLOOR
+    innovation = np.where(seen, measured - state.mean, 0.0)
+    surprised = innovation**2 > SURPRISE_SIGMA**2 * (drifted + noise)
+    # A change of the provider itself: trust the measurement, not the past.
+    drifted = np.where(surprised, np.maximum(drifted, innovation**2), drifted)
+    gain = np.where(seen, drifted / (drifted + noise), 0.0)
+    back = np.where(seen | np.isnan(state.prior), 0.0, 1.0 - np.exp(-elapsed_s / EXPIRE_S))
+    prior = np.where(np.isnan(state.prior), state.mean, state.prior)
+    mean = state.mean + gain * innovation + back * (prior - state.mean)
+    variance = np.where(seen, (1.0 - gain) * drifted, np.minimum(drifted, 1.0))
+    return LogFilter(mean, variance, state.prior), surprised
+
+
+def error_ratio(previous: Floats, errors: Floats, attempts: Floats, elapsed_s: float) -> Floats:
+    """(J,) share of attempts that fail: each tick weighs as much as it has attempts.
+
+    Five attempts move the estimate half the way, so a provider that dies under load is
+    believed dead in one tick, and one failure among few does not condemn it. Without
+    attempts the estimate returns to 0 within ``EXPIRE_S``, to be tried again.
+    """
+    weight = attempts / (attempts + 5.0)
+    observed = np.clip(errors / np.maximum(attempts, 1e-9), 0.0, 1.0)
+    fresh = previous + weight * (observed - previous)
+    return np.where(attempts > 0.0, fresh, previous * np.exp(-elapsed_s / EXPIRE_S))

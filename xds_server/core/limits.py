@@ -1,0 +1,67 @@
+"""What keeps a plan within bounds: floors, step limits, and whole numbers."""
+
+import numpy as np
+
+from xds_server.core.tables import Bools, Floats, Ints, Pairs
+
+WEIGHT_TOTAL = 10_000
+"""What the weights of one route add up to on the wire."""
+
+
+def with_floor(pairs: Pairs, shares: Floats, allowed: Bools, floor_ratio: float) -> Floats:
+    """(P,) shares of which every allowed pair has at least ``floor_ratio``.
+
+    The rest is scaled, so sums stay 1. A route with so many providers that the floors
+    would take more than half of its traffic gets proportionally lower floors.
+    """
+    count = pairs.sum_by_route(allowed.astype(np.float64))[pairs.route]
+    floor = np.where(allowed, np.minimum(floor_ratio, 0.5 / np.maximum(count, 1.0)), 0.0)
+    return floor + (1.0 - floor * count) * shares
+
+
+def onto_allowed(pairs: Pairs, shares: Floats, allowed: Bools) -> Floats:
+    """(P,) shares with the masked pairs' traffic spread over the allowed, pro rata.
+
+    Where no allowed pair had any, it is spread evenly. A route with none allowed gets 0.
+    """
+    kept = np.where(allowed, np.maximum(shares, 0.0), 0.0)
+    total = pairs.sum_by_route(kept)
+    even = allowed / np.maximum(pairs.sum_by_route(allowed.astype(np.float64)), 1.0)[pairs.route]
+    spread: Floats = kept / np.maximum(total, 1e-300)[pairs.route]
+    return np.where((total > 1e-12)[pairs.route], spread, even)
+
+
+def moved_ratio(pairs: Pairs, before: Floats, after: Floats) -> Floats:
+    """(R,) how much of each route's traffic changes provider, 0..1."""
+    return 0.5 * pairs.sum_by_route(np.abs(after - before))
+
+
+def limit_shift(pairs: Pairs, before: Floats, after: Floats, max_shift_ratio: float) -> Floats:
+    """(P,) a step in the same direction that moves at most ``max_shift_ratio`` per route."""
+    moved = moved_ratio(pairs, before, after)
+    scale = np.minimum(1.0, max_shift_ratio / np.maximum(moved, 1e-12))
+    return before + scale[pairs.route] * (after - before)
+
+
+def to_weights(pairs: Pairs, shares: Floats) -> Ints:
+    """(P,) whole weights that sum to ``WEIGHT_TOTAL`` over each served route.
+
+    Largest remainder (Hamilton's method). No provider with a share above 0 is rounded
+    to 0: it keeps 1, taken from the route's largest. A route whose shares are all 0
+    gets all zeros; the caller must not publish it.
+    """
+    exact = np.maximum(shares, 0.0) * WEIGHT_TOTAL
+    served = pairs.sum_by_route(exact) > 0.0
+    weights = np.floor(exact)
+    weights = np.where((exact > 0.0) & (weights < 1.0), 1.0, weights)
+    missing = np.where(served, WEIGHT_TOTAL - pairs.sum_by_route(weights), 0.0)
+    # Rank each pair inside its route by the remainder, largest first.
+    order = np.lexsort((-(exact - np.floor(exact)), pairs.route))
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order)) - pairs.starts[pairs.route[order]]
+    weights += (rank < missing[pairs.route]) & (exact >= 1.0)
+    # What is still missing, or was taken by raising tiny shares to 1, is the largest's.
+    rest = np.where(served, WEIGHT_TOTAL - pairs.sum_by_route(weights), 0.0)
+    order = np.lexsort((-weights, pairs.route))
+    weights[order[pairs.starts]] += rest
+    return weights.astype(np.int64)

@@ -1,0 +1,80 @@
+"""What a request costs a route, in milliseconds-equivalent, and what a plan costs in all.
+
+The profile's performance and cost weights set one exchange rate against the
+application's own baseline: at equal weights, one per cent of the baseline's price is
+worth one per cent of its latency.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from xds_server.core import latency
+from xds_server.core.latency import Stations
+from xds_server.core.tables import Floats, Pairs
+
+MIN_SUCCESS_RATIO = 0.02
+"""Below this success a provider is as bad as it gets; keeps the penalty finite."""
+PREFER_RATIO = 0.5
+"""What a request outside the preferred regions costs, in baseline latencies."""
+SLO_SLOPE = 4.0
+"""Milliseconds-equivalent per millisecond by which the predicted p95 exceeds the SLO."""
+SLO_KNEE_RATIO = 0.1
+"""Width of the softplus knee, as a share of the objective."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairCosts:
+    """The load-independent part of a request's cost, per pair, ms-equivalent; axis 0 (P)."""
+
+    error: Floats
+    price: Floats
+    egress: Floats
+    geography: Floats
+    slo: Floats
+
+    @property
+    def total(self) -> Floats:
+        """(P,)."""
+        return self.error + self.price + self.egress + self.geography + self.slo
+
+
+def exchange_ms_per_usd(
+    performance_weight: Floats,
+    cost_weight: Floats,
+    baseline_ms: Floats,
+    baseline_usd: Floats,
+) -> Floats:
+    """(R,) milliseconds that one dollar per request is worth; 0 where nothing costs anything.
+
+    Parameters
+    ----------
+    performance_weight, cost_weight : (R,) of the profile, 0..1
+    baseline_ms : (R,) mean latency of the baseline split, uncongested
+    baseline_usd : (R,) price of a request at the baseline split and declared prices
+    """
+    ratio = cost_weight / np.maximum(performance_weight, 0.01)
+    return np.where(baseline_usd > 0.0, ratio * baseline_ms / np.maximum(baseline_usd, 1e-15), 0.0)
+
+
+def error_ms(error_ratio: Floats, failure_ms: Floats) -> Floats:
+    """Expected cost of failing: ``failure_ms`` per failed attempt until one succeeds."""
+    success = np.maximum(1.0 - error_ratio, MIN_SUCCESS_RATIO)
+    return failure_ms * (1.0 / success - 1.0)
+
+
+def slo_ms(p95_s: Floats, slo_s: Floats) -> Floats:
+    """Softplus penalty on a predicted p95; 0 where ``slo_s`` is inf (no objective)."""
+    bounded = np.where(np.isfinite(slo_s), slo_s, 1.0)
+    knee = SLO_KNEE_RATIO * bounded
+    excess = np.clip((p95_s - bounded) / knee, -50.0, 1e4)
+    return np.where(np.isfinite(slo_s), SLO_SLOPE * 1e3 * knee * np.logaddexp(0.0, excess), 0.0)
+
+
+def total_ms(
+    pairs: Pairs, shares: Floats, demand_rps: Floats, fixed_ms: Floats, stations: Stations
+) -> float:
+    """Cost of a plan per second: sum of d <C, w> plus sum of x T(x), ms-equivalent."""
+    flow = demand_rps[pairs.route] * shares
+    rps = pairs.sum_by_provider(flow)
+    return float(flow @ fixed_ms + 1e3 * (rps @ latency.mean_s(stations, rps)))

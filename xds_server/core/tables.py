@@ -1,0 +1,57 @@
+"""Routes and providers as one sparse matrix in CSR form."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+Bools: TypeAlias = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Which provider may serve which route: one row per pair, sorted by route.
+
+    Every route has at least one pair. Takes ownership of the arrays it is given.
+    """
+
+    route: Ints  # (P,) row of the route, ascending, 0..R-1 without gaps
+    provider: Ints  # (P,) row of the provider, 0..J-1
+    routes: int  # R
+    providers: int  # J
+
+    def __post_init__(self) -> None:
+        if self.route.shape != self.provider.shape or self.route.ndim != 1:
+            raise ValueError(f"shapes differ: {self.route.shape}, {self.provider.shape}")
+        steps = np.diff(self.route, prepend=-1, append=self.routes)
+        if np.any(steps[:-1] < 0) or np.any(steps > 1):
+            raise ValueError("pairs must be sorted by route, and every route needs one")
+        for column in (self.route, self.provider):
+            column.flags.writeable = False
+
+    @property
+    def starts(self) -> Ints:
+        """(R,) first pair of each route."""
+        return np.searchsorted(self.route, np.arange(self.routes)).astype(np.int64)
+
+    def sum_by_route(self, values: Floats) -> Floats:
+        """(P,) -> (R,)."""
+        total: Floats = np.bincount(self.route, values, self.routes).astype(np.float64, copy=False)
+        return total
+
+    def sum_by_provider(self, values: Floats) -> Floats:
+        """(P,) -> (J,)."""
+        total: Floats = np.bincount(self.provider, values, self.providers).astype(
+            np.float64, copy=False
+        )
+        return total
+
+    def max_by_route(self, values: Floats) -> Floats:
+        """(P,) -> (R,)."""
+        if self.routes == 0:
+            return np.empty(0)
+        highest: Floats = np.maximum.reduceat(values, self.starts)
+        return highest

@@ -1,0 +1,141 @@
+"""From the configuration and the live groups to the arrays the stages work on."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from xds_server.core.tables import Pairs
+from xds_server.engine.types import Group, Problem, ProfileArrays
+from xds_server.model.ids import ProviderName, RouteKey
+from xds_server.model.template import Call, Profile, Template
+from xds_server.model.topology import Address, Mesh, Provider
+
+DEFAULT_CONCURRENCY = 8
+"""Requests an endpoint is taken to serve at once until something says otherwise."""
+_GIB = float(2**30)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One route while the problem is being built."""
+
+    key: RouteKey
+    group: Group
+    template: Template
+    call: Call
+    candidates: tuple[Provider, ...]
+
+
+def build_problem(
+    mesh: Mesh, endpoints: Mapping[ProviderName, tuple[Address, ...]], groups: Iterable[Group]
+) -> Problem:
+    """Lay out routes, pairs and providers; order is by key, so it is reproducible."""
+    ordered = sorted(groups, key=lambda g: g.key)
+    rows = [row for group in ordered for row in _rows(mesh, group)]
+    providers = tuple(sorted(mesh.providers))
+    provider_row = {name: i for i, name in enumerate(providers)}
+    group_row = {group.key: i for i, group in enumerate(ordered)}
+    flat = [(r, row, p) for r, row in enumerate(rows) for p in row.candidates]
+    pairs = Pairs(
+        np.array([r for r, _, _ in flat], dtype=np.int64),
+        np.array([provider_row[p.name] for _, _, p in flat], dtype=np.int64),
+        len(rows),
+        len(providers),
+    )
+    reasons = tuple(_exclusion(row, p, endpoints) for _, row, p in flat)
+    weights = np.array([float(p.baseline_weight) for _, _, p in flat])
+    total = pairs.sum_by_route(weights)
+    keys = np.array(
+        [group_row[row.key.group] * len(providers) + provider_row[p.name] for _, row, p in flat],
+        dtype=np.int64,
+    )
+    order = np.argsort(keys, kind="stable").astype(np.int64)
+    declared = [mesh.providers[name] for name in providers]
+    counts = np.array([float(len(endpoints.get(p.name, ()))) for p in declared])
+    concurrency = np.array([float(p.capacity.concurrency or DEFAULT_CONCURRENCY) for p in declared])
+    rate = np.array([p.capacity.rps_per_endpoint or np.nan for p in declared])
+    known = np.array([p.capacity.concurrency is not None for p in declared])
+    return Problem(
+        routes=tuple(row.key for row in rows),
+        providers=providers,
+        pairs=pairs,
+        groups={g.key: g for g in ordered},
+        group_of_node={node: i for i, g in enumerate(ordered) for node in g.nodes},
+        group_keys=tuple(g.key for g in ordered),
+        pair_key=keys[order],
+        pair_at=order,
+        target=_profile_arrays([r.template.profile(r.key.group.phase) for r in rows], flat, rows),
+        origin=_profile_arrays([_origin(r) for r in rows], flat, rows),
+        since_s=np.array([row.group.since_s for row in rows]),
+        blend_s=np.array([row.template.phases.blend_s for row in rows]),
+        allowed=np.array([not reason for reason in reasons], dtype=bool),
+        excluded_because=reasons,
+        baseline_shares=weights / np.maximum(total, 1e-12)[pairs.route],
+        failure_ms=np.array([row.call.timeout_s * 1e3 for row in rows]),
+        egress_usd_per_byte=np.array([_egress(row, p) for _, row, p in flat]),
+        declared_usd=np.array([p.price.per_million_requests_usd / 1e6 for p in declared]),
+        servers=np.maximum(counts, 1.0) * concurrency,
+        service_prior_s=np.where(known, concurrency / rate, np.nan),
+        capacity_prior_rps=np.maximum(counts, 1.0) * rate,
+        applications=tuple(row.key.group.application for row in rows),
+    )
+
+
+def _rows(mesh: Mesh, group: Group) -> Iterable[_Row]:
+    """Yield one row per service that the group calls and that somebody provides."""
+    template = mesh.templates[group.template]
+    for call in template.calls:
+        candidates = mesh.candidates(call)
+        if candidates:
+            yield _Row(RouteKey(group.key, call.service), group, template, call, candidates)
+
+
+def _origin(row: _Row) -> Profile:
+    """Return the profile that the group's objectives are blended from."""
+    phase = row.group.origin_phase or row.key.group.phase
+    names = {p.name for p in row.template.profiles}
+    return row.template.profile(phase if phase in names else row.key.group.phase)
+
+
+def _exclusion(
+    row: _Row, provider: Provider, endpoints: Mapping[ProviderName, tuple[Address, ...]]
+) -> str:
+    """Say why a provider may not serve a route; empty when it may."""
+    require = row.template.profile(row.key.group.phase).geography.require
+    if provider.standby:
+        return "standby"
+    if not endpoints.get(provider.name):
+        return "no endpoints"
+    if require and provider.locality.region not in require:
+        return f"geography requires {', '.join(require)}"
+    return ""
+
+
+def _egress(row: _Row, provider: Provider) -> float:
+    """Dollars per byte from the provider's region to the group's; free within a region."""
+    same = provider.locality.region == row.key.group.locality.region
+    return 0.0 if same else provider.price.egress_per_gib_usd / _GIB
+
+
+def _profile_arrays(
+    profiles: list[Profile], flat: list[tuple[int, _Row, Provider]], rows: list[_Row]
+) -> ProfileArrays:
+    calls = np.array([float(len(row.template.calls)) for row in rows])
+
+    def outside(r: int, provider: Provider) -> float:
+        prefer = profiles[r].geography.prefer
+        return float(bool(prefer) and provider.locality.region not in prefer)
+
+    def per_route(values: Iterable[float | None], absent: float) -> np.ndarray:
+        return np.array([absent if v is None else v for v in values], dtype=np.float64)
+
+    return ProfileArrays(
+        performance_weight=per_route((p.performance_weight for p in profiles), 0.5),
+        cost_weight=per_route((p.cost_weight for p in profiles), 0.5),
+        slo_s=per_route((p.latency_p95_s for p in profiles), np.inf),
+        budget_usd_per_h=per_route((p.cost_usd_per_h for p in profiles), np.inf),
+        # An instance's expected throughput is over all that it calls.
+        expected_rps=per_route((p.throughput_rps for p in profiles), 0.0) / np.maximum(calls, 1.0),
+        unpreferred=np.array([outside(r, p) for r, _, p in flat]),
+    )

@@ -1,0 +1,140 @@
+"""What the stages hand to each other. Axes: R routes, P pairs, J providers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from xds_server.core.latency import Stations
+from xds_server.core.objective import PairCosts
+from xds_server.core.tables import Bools, Floats, Ints, Pairs
+from xds_server.model.decision import Bottleneck, Candidate, Forecast
+from xds_server.model.ids import (
+    ApplicationName,
+    GroupKey,
+    NodeId,
+    PhaseName,
+    ProviderName,
+    RouteKey,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Live instances that share their weights."""
+
+    key: GroupKey
+    nodes: frozenset[NodeId]
+    template: str
+    origin_phase: PhaseName | None  # the phase its first member came from
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileArrays:
+    """The objectives of each route's profile as numbers."""
+
+    performance_weight: Floats  # (R,)
+    cost_weight: Floats  # (R,)
+    slo_s: Floats  # (R,) inf: none
+    budget_usd_per_h: Floats  # (R,) inf: none
+    expected_rps: Floats  # (R,) 0: none
+    unpreferred: Floats  # (P,) 1 where the provider is outside the preferred regions
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Everything about the decision that telemetry does not change.
+
+    Rebuilt when the configuration, the endpoints or the groups change.
+    """
+
+    routes: tuple[RouteKey, ...]
+    providers: tuple[ProviderName, ...]
+    pairs: Pairs
+    groups: Mapping[GroupKey, Group]
+    group_of_node: Mapping[NodeId, int]  # row in group_keys
+    group_keys: tuple[GroupKey, ...]
+    pair_key: Ints  # (P,) group row * J + provider row, ascending
+    pair_at: Ints  # (P,) pair that pair_key belongs to
+    target: ProfileArrays
+    origin: ProfileArrays
+    since_s: Floats  # (R,) when the route's group began
+    blend_s: Floats  # (R,)
+    allowed: Bools  # (P,)
+    excluded_because: tuple[str, ...]  # (P,) "" where allowed
+    baseline_shares: Floats  # (P,)
+    failure_ms: Floats  # (R,) what a failed request costs: its timeout
+    egress_usd_per_byte: Floats  # (P,) 0 within the region
+    declared_usd: Floats  # (J,) per request
+    servers: Floats  # (J,) prior
+    service_prior_s: Floats  # (J,) NaN: unknown
+    capacity_prior_rps: Floats  # (J,) NaN: unknown
+    applications: tuple[ApplicationName, ...]  # (R,)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the last window showed, aggregated to pairs, routes and providers."""
+
+    pair_rps: Floats  # (P,) attempts/s
+    pair_latency_s: Floats  # (P,) mean; NaN: no response
+    pair_p95_s: Floats  # (P,) NaN: no response
+    pair_responses: Floats  # (P,)
+    route_rps: Floats  # (R,)
+    route_latency_s: Floats  # (R,) NaN: no response
+    route_p95_s: Floats  # (R,) NaN
+    route_responses: Floats  # (R,)
+    route_bytes: Floats  # (R,) response bytes per request; NaN
+    route_age_s: Floats  # (R,) of the newest sample; inf: never
+    provider_rps: Floats  # (J,)
+    provider_latency_s: Floats  # (J,) NaN
+    provider_p95_s: Floats  # (J,) NaN
+    provider_responses: Floats  # (J,)
+    provider_errors: Floats  # (J,) failed attempts
+    provider_attempts: Floats  # (J,)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The mesh as it is now, and the models that explain it."""
+
+    now_s: float
+    observation: Observation
+    stations: Stations
+    sigma_ratio: Floats  # (J,) relative standard deviation of the service time
+    error_ratio: Floats  # (J,)
+    price_usd: Floats  # (J,) per request, live
+    demand_rps: Floats  # (R,)
+    shares_now: Floats  # (P,) commanded
+    allowed: Bools  # (P,)
+    costs: PairCosts
+    slo_s: Floats  # (R,) blended
+    tau_ms: Floats  # (R,)
+    usd_per_request: Floats  # (P,) price and egress
+    calibration: Floats  # (R,) factor on every sigma
+    measured: Bools  # (R,) whether telemetry is fresh enough to act on
+
+
+@dataclass(frozen=True, slots=True)
+class Bottlenecks:
+    """Providers by congestion rent, dearest first, and the prices behind it."""
+
+    found: tuple[Bottleneck, ...]
+    price_ms: Floats  # (J,) marginal latency at the commanded shares
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What could be done; the first is always to hold."""
+
+    proposed: tuple[Candidate, ...]
+    price_ms: Floats  # (J,) at the optimum of this step
+    gap_ratio: float
+    iterations: int
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """Each candidate with its forecast, in the same order."""
+
+    candidates: Candidates
+    forecasts: tuple[Forecast, ...]
