@@ -8,15 +8,16 @@ WEIGHT_TOTAL = 10_000
 """What the weights of one route add up to on the wire."""
 
 
-def with_floor(pairs: Pairs, shares: Floats, allowed: Bools, floor_ratio: float) -> Floats:
-    """(P,) shares of which every allowed pair has at least ``floor_ratio``.
+def with_floor(pairs: Pairs, shares: Floats, allowed: Bools, floor_ratio: Floats) -> Floats:
+    """(P,) shares of which every allowed pair has at least its ``floor_ratio`` (P,).
 
-    The rest is scaled, so sums stay 1. A route with so many providers that the floors
-    would take more than half of its traffic gets proportionally lower floors.
+    The rest is scaled, so sums stay 1. Floors that together would take more than half of
+    a route's traffic are lowered in proportion.
     """
-    count = pairs.sum_by_route(allowed.astype(np.float64))[pairs.route]
-    floor = np.where(allowed, np.minimum(floor_ratio, 0.5 / np.maximum(count, 1.0)), 0.0)
-    return floor + (1.0 - floor * count) * shares
+    floor = np.where(allowed, floor_ratio, 0.0)
+    total = pairs.sum_by_route(floor)
+    floor = floor * np.minimum(1.0, 0.5 / np.maximum(total, 1e-12))[pairs.route]
+    return floor + (1.0 - pairs.sum_by_route(floor))[pairs.route] * shares
 
 
 def onto_allowed(pairs: Pairs, shares: Floats, allowed: Bools) -> Floats:

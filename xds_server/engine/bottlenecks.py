@@ -1,0 +1,36 @@
+"""Stage 2: who delays whom, and by how much."""
+
+import numpy as np
+
+from xds_server.core import latency
+from xds_server.engine.types import Bottlenecks, Evaluation, Problem
+from xds_server.model.decision import Bottleneck
+
+KEPT = 16
+"""How many are named; the rest is in the metrics."""
+_NOTABLE_SHARE = 0.01
+
+
+def find_bottlenecks(problem: Problem, evaluation: Evaluation) -> Bottlenecks:
+    """Sort providers by congestion rent x (p - T): what queueing there costs per second."""
+    pairs = problem.pairs
+    rps = pairs.sum_by_provider(evaluation.demand_rps[pairs.route] * evaluation.shares_now)
+    marginal, _ = latency.marginal_s(evaluation.stations, rps)
+    rent = 1e3 * rps * (marginal - latency.mean_s(evaluation.stations, rps))
+    busy = latency.utilisation_ratio(evaluation.stations, rps)
+    worst = [j for j in np.argsort(-rent, kind="stable")[:KEPT] if rent[j] > 0.0]
+    found = tuple(
+        Bottleneck(
+            provider=problem.providers[j],
+            utilisation_ratio=float(busy[j]),
+            rent_ms_per_s=float(rent[j]),
+            delays=tuple(
+                problem.routes[r]
+                for r in pairs.route[
+                    (pairs.provider == j) & (evaluation.shares_now > _NOTABLE_SHARE)
+                ]
+            ),
+        )
+        for j in worst
+    )
+    return Bottlenecks(found, 1e3 * marginal)

@@ -1,0 +1,39 @@
+"""Stage 3: what could be done instead: hold, reweight in several strengths, last good."""
+
+import numpy as np
+
+from xds_server.core import limits, solver
+from xds_server.engine.types import Candidates, Evaluation, Problem
+from xds_server.model.decision import Candidate, Move
+from xds_server.model.topology import EngineSettings
+
+STEPS = (1.0, 0.5, 0.25, 0.1)
+"""Fractions of the optimal step that the gate may choose from."""
+FAILING_FLOOR_RATIO = 0.1
+"""Part of the floor that a provider keeps whose every attempt fails."""
+
+
+def generate(
+    problem: Problem, evaluation: Evaluation, last_good: np.ndarray, settings: EngineSettings
+) -> Candidates:
+    """Propose complete plans; each keeps within floors, masks and the largest step."""
+    pairs, allowed = problem.pairs, evaluation.allowed
+    now = evaluation.shares_now
+    found = solver.solve(
+        pairs,
+        allowed,
+        now,
+        evaluation.demand_rps,
+        evaluation.costs.total,
+        evaluation.tau_ms,
+        evaluation.stations,
+    )
+    # A provider that fails what it is given is probed, not fed.
+    healthy = np.maximum(1.0 - evaluation.error_ratio[pairs.provider], FAILING_FLOOR_RATIO)
+    floor = settings.min_share_ratio * healthy
+    optimum = limits.with_floor(pairs, found.shares, allowed, floor)
+    step = limits.limit_shift(pairs, now, optimum, settings.max_shift_ratio)
+    reweights = tuple(Candidate(Move.REWEIGHT, now + theta * (step - now)) for theta in STEPS)
+    back = limits.limit_shift(pairs, now, last_good, settings.max_shift_ratio)
+    proposed = (Candidate(Move.HOLD, now), *reweights, Candidate(Move.LAST_GOOD, back))
+    return Candidates(proposed, found.price_ms, found.gap_ratio, found.iterations)

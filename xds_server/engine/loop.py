@@ -1,0 +1,60 @@
+"""One tick: the seven stages, in order."""
+
+from dataclasses import dataclass
+
+from xds_server.engine.bottlenecks import find_bottlenecks
+from xds_server.engine.deploy import Actuator, Deployment, deploy
+from xds_server.engine.evaluate import evaluate
+from xds_server.engine.generate import generate
+from xds_server.engine.learn import Lesson, learn
+from xds_server.engine.select import select
+from xds_server.engine.simulate import simulate
+from xds_server.engine.state import EngineState
+from xds_server.engine.types import Bottlenecks, Evaluation, Simulated
+from xds_server.model.decision import Decision
+from xds_server.model.telemetry import PairWindow, ProviderLoad
+from xds_server.model.topology import EngineSettings, Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Everything one tick saw, chose and did; what status and explain are made of."""
+
+    evaluation: Evaluation
+    bottlenecks: Bottlenecks
+    simulated: Simulated
+    decision: Decision
+    deployment: Deployment
+    lesson: Lesson
+
+
+def tick(
+    state: EngineState,
+    window: PairWindow,
+    load: ProviderLoad,
+    actuator: Actuator,
+    settings: EngineSettings,
+    mode: Mode,
+    *,
+    now_s: float,
+    elapsed_s: float,
+) -> Tick:
+    """Run the seven stages once and leave what is to be remembered in ``state``."""
+    problem = state.problem
+    evaluation, models = evaluate(state, window, load, now_s=now_s, tick_s=elapsed_s)
+    bottlenecks = find_bottlenecks(problem, evaluation)
+    candidates = generate(problem, evaluation, state.last_good, settings)
+    simulated = simulate(problem, evaluation, candidates)
+    decision = select(problem, evaluation, bottlenecks, simulated)
+    in_force = Deployment(state.shares, state.weights, published=False)
+    deployment = deploy(problem, decision, in_force, actuator, mode=mode, now_s=now_s)
+    lesson = learn(
+        problem,
+        evaluation,
+        state.pending,
+        models,
+        state.last_good,
+        settled_s=window.window_s + settings.tick_s,
+    )
+    state.remember(decision, deployment.shares, deployment.weights, lesson.models, lesson.last_good)
+    return Tick(evaluation, bottlenecks, simulated, decision, deployment, lesson)

@@ -1,0 +1,73 @@
+"""Stage 5: the best candidate that is worth its change; per route, or a reason to hold."""
+
+import numpy as np
+
+from xds_server.core import limits
+from xds_server.core.tables import Bools, Floats
+from xds_server.engine.simulate import forecast
+from xds_server.engine.types import Bottlenecks, Evaluation, Problem, Simulated
+from xds_server.model.decision import MOVES, Decision, HoldReason, Move
+
+SWITCH_RATIO = 0.01
+"""What moving all of a route's traffic costs, as a share of its objective."""
+DEADBAND_SHARE = 0.01
+DEADBAND_GAIN_RATIO = 0.005
+"""A route is pushed where a share moves by more than the first, or the gain is above the second."""
+
+
+def select(
+    problem: Problem, evaluation: Evaluation, bottlenecks: Bottlenecks, simulated: Simulated
+) -> Decision:
+    """Gate: take the plan with the lowest forecast, then hold the routes that gain too little.
+
+    A route's gain is first order: d (w_now - w) (C + p), at the mean of the prices before
+    and after, since routes share providers and a plan's total does not split.
+    """
+    pairs, now = problem.pairs, evaluation.shares_now
+    proposed = simulated.candidates.proposed
+    best = int(np.argmin([f.total for f in simulated.forecasts]))
+    plan = proposed[best]
+    price = 0.5 * (bottlenecks.price_ms + simulated.candidates.price_ms)
+    marginal = evaluation.costs.total + price[pairs.provider]
+    gain = pairs.sum_by_route((now - plan.shares) * marginal)
+    hold = simulated.forecasts[0]
+    reasons = _reasons(problem, evaluation, plan.shares, gain, hold.cost_ms)
+    move = np.array([MOVES.index(Move.HOLD if r else plan.move) for r in reasons], dtype=np.int64)
+    held = np.array([bool(r) for r in reasons], dtype=bool)
+    shares = np.where(held[pairs.route], now, plan.shares)
+    return Decision(
+        now_s=evaluation.now_s,
+        move=move,
+        hold_reason=reasons,
+        shares=shares,
+        chosen=forecast(problem, evaluation, shares),
+        hold=hold,
+        gap_ratio=simulated.candidates.gap_ratio,
+        iterations=simulated.candidates.iterations,
+    )
+
+
+def _reasons(
+    problem: Problem, evaluation: Evaluation, shares: Floats, gain_ms: Floats, cost_ms: Floats
+) -> tuple[HoldReason, ...]:
+    """Why each route holds; ``NONE`` where it moves. The first that applies is given."""
+    pairs = problem.pairs
+    moved = limits.moved_ratio(pairs, evaluation.shares_now, shares)
+    widest = pairs.max_by_route(np.abs(shares - evaluation.shares_now))
+    choices = pairs.sum_by_route(evaluation.allowed.astype(np.float64))
+    scale = np.maximum(np.abs(cost_ms), 1e-9)
+    tests: tuple[tuple[HoldReason, Bools], ...] = (
+        (HoldReason.NO_PROVIDER, choices == 0.0),
+        (HoldReason.ONE_PROVIDER, choices == 1.0),
+        (HoldReason.NO_TELEMETRY, ~evaluation.measured),
+        (HoldReason.NO_DEMAND, evaluation.demand_rps <= 0.0),
+        (HoldReason.GAIN_BELOW_COST, gain_ms <= SWITCH_RATIO * scale * moved),
+        (
+            HoldReason.DEADBAND,
+            (widest <= DEADBAND_SHARE) & (gain_ms <= DEADBAND_GAIN_RATIO * scale),
+        ),
+    )
+    reasons = np.full(pairs.routes, HoldReason.NONE, dtype=object)
+    for reason, applies in reversed(tests):
+        reasons[applies] = reason
+    return tuple(reasons)

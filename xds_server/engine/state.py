@@ -1,0 +1,161 @@
+"""What the engine remembers from tick to tick: shares, models, forecasts.
+
+Rows follow the current ``Problem``; ``adopt`` carries them over when routes come and go.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+
+from xds_server.core import limits
+from xds_server.core.estimate import LogFilter
+from xds_server.core.tables import Floats, Ints
+from xds_server.engine.types import Problem
+from xds_server.model.decision import Decision
+from xds_server.model.ids import GroupKey, ProviderName, RouteKey
+
+FORECASTS_KEPT: Final = 4
+"""Decisions whose outcome is still awaited; the oldest is dropped."""
+_UNKNOWN_VARIANCE: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What was learned; axis 0 is J, except ``calibration`` (R)."""
+
+    service: LogFilter  # log seconds
+    kappa: Floats
+    tail_ratio: Floats
+    error_ratio: Floats
+    calibration: Floats  # (R,) factor on sigma
+    demand_rps: Floats  # (R,) smoothed
+    budget_pressure: Floats  # (R,) >= 1, factor on the price of money
+
+    @property
+    def known(self) -> np.ndarray:
+        """(J,) whether the service time is more than a guess."""
+        return np.isfinite(self.service.mean)
+
+
+@dataclass(slots=True)
+class EngineState:
+    """The engine's memory. Bounded by the problem's size times a constant."""
+
+    problem: Problem
+    shares: Floats  # (P,) commanded
+    models: Models
+    last_good: Floats  # (P,) shares whose outcome was as forecast and within the SLO
+    weights: Ints  # (P,) last published; all 0 before the first
+    pending: deque[Decision] = field(default_factory=lambda: deque(maxlen=FORECASTS_KEPT))
+
+    def remember(
+        self, decision: Decision, shares: Floats, weights: Ints, models: Models, last_good: Floats
+    ) -> None:
+        """Take over the results of a tick."""
+        self.shares, self.weights = shares, weights
+        self.models, self.last_good = models, last_good
+        self.pending.append(decision)
+
+
+def initial_state(problem: Problem) -> EngineState:
+    """Start at the baseline, knowing only priors."""
+    shares = limits.onto_allowed(problem.pairs, problem.baseline_shares, problem.allowed)
+    providers, routes = problem.pairs.providers, problem.pairs.routes
+    prior = np.log(problem.service_prior_s)
+    models = Models(
+        service=LogFilter(prior, np.full(providers, _UNKNOWN_VARIANCE), prior),
+        kappa=np.ones(providers),
+        tail_ratio=np.full(providers, 2.0),
+        error_ratio=np.zeros(providers),
+        calibration=np.ones(routes),
+        demand_rps=np.full(routes, np.nan),
+        budget_pressure=np.ones(routes),
+    )
+    return EngineState(problem, shares, models, shares, np.zeros(len(shares), dtype=np.int64))
+
+
+def adopt(old: EngineState, problem: Problem) -> EngineState:
+    """Carry everything that still has a row over to ``problem``.
+
+    A group that its members entered from another phase starts from that phase's shares,
+    so that a change of phase moves no traffic by itself.
+    """
+    new = initial_state(problem)
+    before = _index(old.problem)
+    pair_from = np.array(
+        [_pair_before(before, problem, r, j) for r, j in _pair_names(problem)], dtype=np.int64
+    )
+    route_index = {key: i for i, key in enumerate(old.problem.routes)}
+    route_from = np.array([route_index.get(key, -1) for key in problem.routes], dtype=np.int64)
+    provider_index = {name: i for i, name in enumerate(old.problem.providers)}
+    provider_from = np.array([provider_index.get(n, -1) for n in problem.providers], dtype=np.int64)
+
+    # A pair that is new in a route which had shares starts at 0, not at its baseline.
+    inherited = problem.pairs.sum_by_route((pair_from >= 0).astype(np.float64)) > 0.0
+    blank = np.where(inherited[problem.pairs.route], 0.0, problem.baseline_shares)
+    shares = limits.onto_allowed(
+        problem.pairs, _take(old.shares, pair_from, blank), problem.allowed
+    )
+    good = limits.onto_allowed(
+        problem.pairs, _take(old.last_good, pair_from, blank), problem.allowed
+    )
+    same = np.array(
+        [
+            p >= 0 and route_from[r] >= 0
+            for p, r in zip(pair_from, problem.pairs.route, strict=True)
+        ],
+        dtype=bool,
+    )
+    weights = np.where(
+        same, _take(old.weights, pair_from, np.zeros(len(pair_from), dtype=np.int64)), 0
+    )
+    m, fresh = old.models, new.models
+    models = Models(
+        service=replace(
+            fresh.service,
+            mean=_take(m.service.mean, provider_from, fresh.service.mean),
+            variance=_take(m.service.variance, provider_from, fresh.service.variance),
+        ),
+        kappa=_take(m.kappa, provider_from, fresh.kappa),
+        tail_ratio=_take(m.tail_ratio, provider_from, fresh.tail_ratio),
+        error_ratio=_take(m.error_ratio, provider_from, fresh.error_ratio),
+        calibration=_take(m.calibration, route_from, fresh.calibration),
+        demand_rps=_take(m.demand_rps, route_from, fresh.demand_rps),
+        budget_pressure=_take(m.budget_pressure, route_from, fresh.budget_pressure),
+    )
+    return EngineState(problem, shares, models, good, weights)
+
+
+def _take(old: np.ndarray, rows: Ints, blank: np.ndarray) -> np.ndarray:
+    """Old values where ``rows`` names one, ``blank`` where it is -1."""
+    if len(old) == 0:
+        return blank
+    return np.where(rows >= 0, old[np.maximum(rows, 0)], blank)
+
+
+def _pair_names(problem: Problem) -> list[tuple[RouteKey, ProviderName]]:
+    return [
+        (problem.routes[r], problem.providers[j])
+        for r, j in zip(problem.pairs.route, problem.pairs.provider, strict=True)
+    ]
+
+
+def _index(problem: Problem) -> dict[tuple[RouteKey, ProviderName], int]:
+    return {names: i for i, names in enumerate(_pair_names(problem))}
+
+
+def _pair_before(
+    before: dict[tuple[RouteKey, ProviderName], int],
+    problem: Problem,
+    route: RouteKey,
+    provider: ProviderName,
+) -> int:
+    """Row of the same pair before, else of the phase its group came from, else -1."""
+    row = before.get((route, provider))
+    group = problem.groups[route.group]
+    if row is None and group.origin_phase is not None:
+        origin = GroupKey(route.group.application, group.origin_phase, route.group.locality)
+        row = before.get((RouteKey(origin, route.service), provider))
+    return -1 if row is None else row
