@@ -44,9 +44,8 @@ tests: ## Run the tests alone: make tests ARGS='-k nack'
 fmt: ## Format in place
 	$(RUN)ruff check --fix . && $(RUN)ruff format .
 
-bench: setup ## Measure one tick and one push against their floors
+bench: setup ## Measure one tick of the engine against its floor
 	$(RUN)python -m bench.tick
-	$(RUN)python -m bench.push
 
 generate: ## Compile protos/ and write docs/metrics.md and docs/cli.md
 	$(RUN)python -m grpc_tools.protoc -Iprotos --python_out=xds_server/generated --pyi_out=xds_server/generated $$(cd protos && find . -name '*.proto' | sort)

@@ -1,9 +1,12 @@
 """Provider models learned online: one scalar Kalman filter per provider, in log space.
 
 A service time is positive and changes by factors, so its logarithm is filtered. The
-filter is fast when surprised: an innovation beyond ``SURPRISE_SIGMA`` widens the
-variance until the measurement is believed. Without samples the variance grows and the
-mean returns to the prior, so that a provider that was given up is tried again.
+filter is fast when surprised: by one innovation beyond ``SURPRISE_SIGMA``, or by many small
+ones in the same direction, which a two-sided CUSUM adds up (E. S. Page, "Continuous
+inspection schemes", Biometrika 41, 1954). Either widens the variance until the measurement
+is believed. The second is what finds that a provider with three requests a second has
+recovered. Without samples the variance grows and the mean returns to the prior, so that a
+provider that was given up is tried again.
 """
 
 from dataclasses import dataclass
@@ -15,6 +18,10 @@ from xds_server.core.tables import Bools, Floats
 DRIFT_PER_S = 0.02**2
 """Variance that a quiet provider's log service time gains in a second."""
 SURPRISE_SIGMA = 3.0
+CUSUM_SLACK = 0.5
+CUSUM_LIMIT = 4.0
+"""In standard deviations of the innovation: a shift of 1 sigma alarms in about 8 samples,
+no shift at all once in about 170 (Siegmund's approximation)."""
 EXPIRE_S = 60.0
 """Time constant with which an unmeasured model returns to its prior."""
 MODEL_FLOOR = 0.03**2
@@ -28,6 +35,8 @@ class LogFilter:
     mean: Floats  # (J,)
     variance: Floats  # (J,)
     prior: Floats  # (J,) where ``mean`` returns to without samples; NaN: nowhere
+    slower: Floats  # (J,) CUSUM of innovations above, standard deviations
+    faster: Floats  # (J,) and below
 
 
 def update(
@@ -49,15 +58,19 @@ def update(
     drifted = state.variance + DRIFT_PER_S * elapsed_s
     noise = cv2 / np.maximum(samples, 1.0) + MODEL_FLOOR
     innovation = np.where(seen, measured - state.mean, 0.0)
-    surprised = innovation**2 > SURPRISE_SIGMA**2 * (drifted + noise)
+    z = innovation / np.sqrt(drifted + noise)
+    slower = np.where(seen, np.maximum(state.slower + z - CUSUM_SLACK, 0.0), state.slower)
+    faster = np.where(seen, np.maximum(state.faster - z - CUSUM_SLACK, 0.0), state.faster)
+    surprised = (np.abs(z) > SURPRISE_SIGMA) | (np.maximum(slower, faster) > CUSUM_LIMIT)
     # A change of the provider itself: trust the measurement, not the past.
-    drifted = np.where(surprised, np.maximum(drifted, innovation**2), drifted)
+    drifted = np.where(surprised, np.maximum(drifted, innovation**2 + noise), drifted)
+    slower, faster = np.where(surprised, 0.0, slower), np.where(surprised, 0.0, faster)
     gain = np.where(seen, drifted / (drifted + noise), 0.0)
     back = np.where(seen | np.isnan(state.prior), 0.0, 1.0 - np.exp(-elapsed_s / EXPIRE_S))
     prior = np.where(np.isnan(state.prior), state.mean, state.prior)
     mean = state.mean + gain * innovation + back * (prior - state.mean)
     variance = np.where(seen, (1.0 - gain) * drifted, np.minimum(drifted, 1.0))
-    return LogFilter(mean, variance, state.prior), surprised
+    return LogFilter(mean, variance, state.prior, slower, faster), surprised
 
 
 def error_ratio(previous: Floats, errors: Floats, attempts: Floats, elapsed_s: float) -> Floats:

@@ -3,10 +3,12 @@
     minimise  sum_r d_r <C_r, w_r> + sum_j x_j T_j(x_j) + sum_r tau_r d_r KL(w_r || w_r,now)
     over      w_r on the simplex of the route's allowed providers,  x = sum_r d_r w_r
 
-At the optimum the price of a provider is its marginal latency p = T + x T', and every
-route's shares follow from the prices alone: w = softmax(log w_now - (C + p) / tau). So the
-unknowns are J prices instead of P shares. They are found by a diagonally preconditioned
-fixed point with Anderson acceleration (D. G. Anderson, J. ACM 12(4), 1965).
+With a price p_j on every provider's load the problem falls apart: each route answers with
+w = softmax(log w_now - (C + p) / tau), each provider with the load x at which its marginal
+latency m(x) = T + x T' is the price. What is left is concave and has J unknowns instead of P
+shares: the dual (S. Boyd and L. Vandenberghe, Convex Optimization, 5.5). It is solved in x,
+with p = m(x), so m is never inverted: Newton's direction by conjugate gradients that only
+multiply by the Hessian, a line search on the dual's value, and the duality gap as the proof.
 """
 
 from dataclasses import dataclass
@@ -17,12 +19,15 @@ from xds_server.core import latency
 from xds_server.core.latency import Stations
 from xds_server.core.tables import Bools, Floats, Pairs
 
-MAX_ITERATIONS = 30
-TOLERANCE_RATIO = 1e-4
-"""Largest relative error of any used price at which iteration stops."""
-_DEPTH = 3
+MAX_ITERATIONS = 50
+GAP_RATIO = 1e-5
+"""Relative duality gap at which iteration stops."""
 SHARE_FLOOR = 1e-4
 """A share of 0 could never grow again by a multiplicative step; it starts from here."""
+_CG_ITERATIONS = 12
+_CG_TOLERANCE = 0.05
+_SHORTEST_STEP = 2.0**-14
+_LEAST_SLOPE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +36,104 @@ class Solution:
 
     shares: Floats  # (P,)
     price_ms: Floats  # (J,) marginal latency
-    gap_ratio: float  # Frank-Wolfe gap over the objective, >= 0
+    gap_ratio: float  # duality gap over the objective's magnitude, >= 0
     iterations: int
 
 
-def softmax_by_route(pairs: Pairs, logits: Floats, allowed: Bools) -> Floats:
-    """(P,) shares that sum to 1 over each route's allowed pairs; all 0 where none is."""
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """The dual at loads ``rps``: prices, the routes' answer, and what is missing."""
+
+    rps: Floats  # (J,) x
+    price_ms: Floats  # (J,) m(x)
+    slope_ms: Floats  # (J,) m'(x) > 0
+    shares: Floats  # (P,) the routes' answer to the prices
+    answer_rps: Floats  # (J,) the load that answer makes
+    dual: float
+    gap: float  # primal at the answer - dual, >= 0
+    scale: float  # magnitude of the objective
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The step's data; all (P,) except ``stations``."""
+
+    pairs: Pairs
+    allowed: Bools
+    anchor: Floats  # log of the shares now
+    demand: Floats
+    fixed_ms: Floats
+    tau_ms: Floats
+    stations: Stations
+
+    def at(self, rps: Floats) -> _Point:
+        """Evaluate the dual; one pass over the pairs."""
+        pairs = self.pairs
+        marginal, slope = latency.marginal_s(self.stations, rps)
+        price, slope = 1e3 * marginal, np.maximum(1e3 * slope, _LEAST_SLOPE)
+        logits = self.anchor - (self.fixed_ms + price[pairs.provider]) / self.tau_ms
+        shares, log_total = softmax_by_route(pairs, logits, self.allowed)
+        answer = pairs.sum_by_provider(self.demand * shares)
+        starts = pairs.starts
+        routes = float((self.demand * self.tau_ms)[starts] @ log_total)
+        here = 1e3 * rps * latency.mean_s(self.stations, rps) - price * rps
+        there = 1e3 * answer * latency.mean_s(self.stations, answer) - price * answer
+        gap = float(np.sum(there - here))
+        scale = abs(float(np.sum(there + price * answer))) + abs(
+            float((self.demand * shares) @ self.fixed_ms)
+        )
+        return _Point(
+            rps, price, slope, shares, answer, float(np.sum(here)) - routes, max(gap, 0.0), scale
+        )
+
+    def direction(self, point: _Point) -> Floats:
+        """Newton's direction in prices: (H + 1 / m') dp = answer - x, by preconditioned CG.
+
+        H is minus the derivative of the answer by the prices,
+        sum_r d_r / tau_r (diag(w) - w w^T): positive semidefinite, never formed.
+        """
+        pairs, shares = self.pairs, point.shares
+        stiffness = 1.0 / point.slope_ms
+        flow = self.demand * shares / self.tau_ms
+        preconditioner = pairs.sum_by_provider(flow * (1.0 - shares)) + stiffness
+
+        def times(v: Floats) -> Floats:
+            spread = v[pairs.provider]
+            mean = pairs.sum_by_route(shares * spread)[pairs.route]
+            return pairs.sum_by_provider(flow * (spread - mean)) + stiffness * v
+
+        residual = point.answer_rps - point.rps
+        found = np.zeros_like(residual)
+        z = residual / preconditioner
+        along, energy = z, float(residual @ z)
+        enough = _CG_TOLERANCE**2 * energy
+        for _ in range(_CG_ITERATIONS):
+            if energy <= enough or energy <= 0.0:
+                break
+            bent = times(along)
+            length = energy / float(along @ bent)
+            found, residual = found + length * along, residual - length * bent
+            z = residual / preconditioner
+            energy, before = float(residual @ z), energy
+            along = z + (energy / before) * along
+        return found
+
+
+def softmax_by_route(pairs: Pairs, logits: Floats, allowed: Bools) -> tuple[Floats, Floats]:
+    """Shares in proportion to exp(logits) over each route's allowed pairs.
+
+    Returns
+    -------
+    (P,) shares that sum to 1 over a route, all 0 where no pair is allowed; and (R,) the
+    logarithm of the sum, 0 where none is.
+    """
     masked = np.where(allowed, logits, -np.inf)
     top = pairs.max_by_route(masked)
-    finite = np.where(np.isfinite(top), top, 0.0)
-    raised = np.exp(masked - finite[pairs.route])
-    total = pairs.sum_by_route(raised)
-    shares: Floats = raised / np.maximum(total, 1e-300)[pairs.route]
-    return shares
+    served = np.isfinite(top)
+    top = np.where(served, top, 0.0)
+    raised = np.exp(masked - top[pairs.route])
+    total = np.where(served, pairs.sum_by_route(raised), 1.0)
+    return raised / total[pairs.route], top + np.log(total)
 
 
 def solve(
@@ -69,82 +159,40 @@ def solve(
     -------
     Solution; shares are finite for any finite input.
     """
-    anchor = np.log(np.maximum(shares_now, SHARE_FLOOR))
-    tau = np.maximum(tau_ms, 1e-6)[pairs.route]
-    demand = demand_rps[pairs.route]
-
-    def respond(price: Floats) -> tuple[Floats, Floats]:
-        """Shares under prices, and the step to better prices."""
-        shares = softmax_by_route(pairs, anchor - (fixed_ms + price[pairs.provider]) / tau, allowed)
-        flow = demand * shares
-        rps = pairs.sum_by_provider(flow)
-        marginal, slope = latency.marginal_s(stations, rps)
-        sensitivity = pairs.sum_by_provider(flow * (1.0 - shares) / tau)
-        residual = 1e3 * marginal - price
-        return shares, residual / (1.0 + sensitivity * 1e3 * slope)
-
-    price = 1e3 * latency.marginal_s(stations, pairs.sum_by_provider(demand * shares_now))[0]
-    shares, step = respond(price)
-    steps: list[Floats] = []
-    prices: list[Floats] = []
+    step = _Step(
+        pairs,
+        allowed,
+        np.log(np.maximum(shares_now, SHARE_FLOOR)),
+        demand_rps[pairs.route],
+        fixed_ms,
+        np.maximum(tau_ms, 1e-6)[pairs.route],
+        stations,
+    )
+    point = step.at(pairs.sum_by_provider(step.demand * shares_now))
     iterations = 1
-    while iterations < MAX_ITERATIONS:
-        if np.max(np.abs(step) / np.maximum(price, 1e-6), initial=0.0) <= TOLERANCE_RATIO:
-            break
-        prices, steps = [*prices[-_DEPTH:], price], [*steps[-_DEPTH:], step]
-        price = np.maximum(_anderson(prices, steps), 0.0)
-        shares, step = respond(price)
+    while iterations < MAX_ITERATIONS and point.gap > GAP_RATIO * point.scale:
+        better = _ascend(step, point)
         iterations += 1
-    gap = frank_wolfe_gap(
-        pairs, allowed, shares, shares_now, demand_rps, fixed_ms, tau_ms, stations
-    )
-    return Solution(shares, price, gap, iterations)
+        if better is None:  # no step in this direction gains: numerically at the top
+            break
+        point = better
+    gap_ratio = point.gap / max(point.scale, 1e-12)
+    return Solution(point.shares, point.price_ms, gap_ratio, iterations)
 
 
-def _anderson(prices: list[Floats], steps: list[Floats]) -> Floats:
-    """Combine past iterates so that their combined step is least."""
-    latest_price, latest_step = prices[-1], steps[-1]
-    if len(steps) == 1:
-        return latest_price + latest_step
-    step_changes = np.stack([latest_step - s for s in steps[:-1]], axis=1)
-    price_changes = np.stack([latest_price - p for p in prices[:-1]], axis=1)
-    gram = step_changes.T @ step_changes
-    ridge = 1e-10 * np.trace(gram) + 1e-30
-    mix = np.linalg.solve(gram + ridge * np.eye(len(gram)), step_changes.T @ latest_step)
-    accelerated: Floats = latest_price + latest_step - (price_changes + step_changes) @ mix
-    # A wild combination is worse than the plain step.
-    usable = np.all(np.isfinite(accelerated)) and np.linalg.norm(mix, 1) < 1e4
-    return accelerated if usable else latest_price + latest_step
+def _ascend(step: _Step, point: _Point) -> _Point | None:
+    """Go along Newton's direction as far as the dual rises, halving from a full step.
 
-
-def frank_wolfe_gap(
-    pairs: Pairs,
-    allowed: Bools,
-    shares: Floats,
-    shares_now: Floats,
-    demand_rps: Floats,
-    fixed_ms: Floats,
-    tau_ms: Floats,
-    stations: Stations,
-) -> float:
-    """Upper bound on how far ``shares`` is from the step's optimum, relative to its cost.
-
-    The objective is convex, so the best vertex under its gradient bounds what any other
-    plan could gain (M. Jaggi, "Revisiting Frank-Wolfe", ICML 2013).
+    Loads are moved first to where the new price would put them if the marginal were
+    straight; a load below 0 is 0, whose price is the bare service time.
     """
-    demand = demand_rps[pairs.route]
-    flow = demand * shares
-    rps = pairs.sum_by_provider(flow)
-    marginal_ms = 1e3 * latency.marginal_s(stations, rps)[0]
-    tau = np.maximum(tau_ms, 1e-6)[pairs.route]
-    drift = np.log(np.maximum(shares, 1e-300)) - np.log(np.maximum(shares_now, SHARE_FLOOR))
-    gradient = fixed_ms + marginal_ms[pairs.provider] + tau * (drift + 1.0)
-    best = -pairs.max_by_route(np.where(allowed, -gradient, -np.inf))
-    served = pairs.sum_by_route(shares)
-    gap = float(
-        np.sum(
-            demand_rps * np.where(served > 0.0, pairs.sum_by_route(shares * gradient) - best, 0.0)
-        )
-    )
-    cost = float(np.abs(flow) @ np.abs(fixed_ms) + 1e3 * (rps @ latency.mean_s(stations, rps)))
-    return max(gap, 0.0) / max(cost, 1e-12)
+    prices = step.direction(point)
+    loads = prices / point.slope_ms
+    rise = float((point.answer_rps - point.rps) @ prices)
+    length = 1.0
+    while length >= _SHORTEST_STEP:
+        tried = step.at(np.maximum(point.rps + length * loads, 0.0))
+        if tried.dual >= point.dual + 1e-4 * length * rise:
+            return tried
+        length *= 0.5
+    return None

@@ -8,7 +8,7 @@ import numpy as np
 from xds_server.core import limits
 from xds_server.core.tables import Floats, Ints
 from xds_server.engine.types import Problem
-from xds_server.model.decision import Decision
+from xds_server.model.decision import Decision, Forecast
 from xds_server.model.ids import GroupKey
 from xds_server.model.snapshot import Overlay
 from xds_server.model.topology import Mode
@@ -28,17 +28,20 @@ class Actuator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What is in force after the tick."""
+    """What is in force after the tick, and what is expected of it."""
 
+    now_s: float
     shares: Floats  # (P,) commanded
-    weights: Ints  # (P,) as published, or as would be
+    weights: Ints  # (P,) as published, or as they would be
+    forecast: Forecast
     published: bool
 
 
 def deploy(
     problem: Problem,
     decision: Decision,
-    in_force: Deployment,
+    shares_now: Floats,
+    weights_now: Ints,
     actuator: Actuator,
     *,
     mode: Mode,
@@ -51,12 +54,12 @@ def deploy(
     """
     weights = limits.to_weights(problem.pairs, decision.shares)
     if mode is not Mode.ENFORCE:
-        return Deployment(in_force.shares, weights, published=False)
-    changed = not np.array_equal(weights, in_force.weights)
+        return Deployment(now_s, shares_now, weights, decision.hold, published=False)
+    changed = not np.array_equal(weights, weights_now)
     if changed:
         actuator.publish(to_overlay(problem, weights), now_s)
     actuator.renew(now_s)
-    return Deployment(decision.shares, weights, published=changed)
+    return Deployment(now_s, decision.shares, weights, decision.chosen, published=changed)
 
 
 def to_overlay(problem: Problem, weights: Ints) -> Overlay:

@@ -19,7 +19,7 @@ TAU_RATIO = 0.9
 """Reluctance to move, in mean latencies of the route (times 1 + uncertainty)."""
 DEMAND_SMOOTHING = 0.6
 """Weight of the newest window in the demand."""
-_SERVICE_CV2 = 1.0
+_SERVICE_CV2 = 0.5
 """Squared coefficient of variation assumed of one response time."""
 _UNKNOWN_SERVICE_S = 0.05
 """Service time of a provider that nobody has measured or declared, s."""

@@ -7,9 +7,10 @@ import numpy as np
 
 from xds_server.core.calibration import Z_90, recalibrate
 from xds_server.core.tables import Floats
+from xds_server.engine.deploy import Deployment
 from xds_server.engine.state import Models
 from xds_server.engine.types import Evaluation, Problem
-from xds_server.model.decision import Decision, Outcome
+from xds_server.model.decision import Outcome
 
 MIN_RESPONSES = 10.0
 """Fewer responses than this say too little about a forecast."""
@@ -27,7 +28,7 @@ class Lesson:
 def learn(
     problem: Problem,
     evaluation: Evaluation,
-    pending: Iterable[Decision],
+    pending: Iterable[Deployment],
     models: Models,
     last_good: Floats,
     *,
@@ -37,29 +38,29 @@ def learn(
 
     Parameters
     ----------
-    pending : decisions, oldest first
-    settled_s : a decision older than this was in force for the whole window
+    pending : deployments, oldest first
+    settled_s : a deployment older than this was in force for the whole window
     """
     settled = [d for d in pending if evaluation.now_s - d.now_s >= settled_s]
     seen = evaluation.observation
     if not settled:
         return Lesson(models, last_good, ())
-    decision = settled[-1]
+    deployed = settled[-1]
     enough = (seen.route_responses >= MIN_RESPONSES) & evaluation.measured
     observed = np.where(enough, seen.route_latency_s, 0.0)
     # The mean of n responses has its own error, beside the forecast's.
     sampling = np.nan_to_num(seen.route_latency_s) / np.sqrt(np.maximum(seen.route_responses, 1.0))
-    sigma = np.sqrt(decision.chosen.sigma_s**2 + sampling**2) + 1e-9
-    z = (observed - decision.chosen.latency_s) / sigma
+    sigma = np.sqrt(deployed.forecast.sigma_s**2 + sampling**2) + 1e-9
+    z = (observed - deployed.forecast.latency_s) / sigma
     calibration = recalibrate(models.calibration, z, enough)
     within = np.isnan(seen.route_p95_s) | (seen.route_p95_s <= evaluation.slo_s)
     good = enough & (np.abs(z) <= Z_90) & within
     outcomes = tuple(
         Outcome(
             problem.routes[r],
-            decision.now_s,
+            deployed.now_s,
             evaluation.now_s,
-            float(decision.chosen.latency_s[r]),
+            float(deployed.forecast.latency_s[r]),
             float(sigma[r]),
             float(observed[r]),
         )
@@ -67,6 +68,6 @@ def learn(
     )
     return Lesson(
         replace(models, calibration=calibration),
-        np.where(good[problem.pairs.route], decision.shares, last_good),
+        np.where(good[problem.pairs.route], deployed.shares, last_good),
         outcomes,
     )

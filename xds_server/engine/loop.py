@@ -46,8 +46,9 @@ def tick(
     candidates = generate(problem, evaluation, state.last_good, settings)
     simulated = simulate(problem, evaluation, candidates)
     decision = select(problem, evaluation, bottlenecks, simulated)
-    in_force = Deployment(state.shares, state.weights, published=False)
-    deployment = deploy(problem, decision, in_force, actuator, mode=mode, now_s=now_s)
+    deployment = deploy(
+        problem, decision, state.shares, state.weights, actuator, mode=mode, now_s=now_s
+    )
     lesson = learn(
         problem,
         evaluation,
@@ -56,5 +57,5 @@ def tick(
         state.last_good,
         settled_s=window.window_s + settings.tick_s,
     )
-    state.remember(decision, deployment.shares, deployment.weights, lesson.models, lesson.last_good)
+    state.remember(deployment, lesson.models, lesson.last_good)
     return Tick(evaluation, bottlenecks, simulated, decision, deployment, lesson)

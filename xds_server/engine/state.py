@@ -12,12 +12,12 @@ import numpy as np
 from xds_server.core import limits
 from xds_server.core.estimate import LogFilter
 from xds_server.core.tables import Floats, Ints
+from xds_server.engine.deploy import Deployment
 from xds_server.engine.types import Problem
-from xds_server.model.decision import Decision
 from xds_server.model.ids import GroupKey, ProviderName, RouteKey
 
 FORECASTS_KEPT: Final = 4
-"""Decisions whose outcome is still awaited; the oldest is dropped."""
+"""Deployments whose outcome is still awaited; the oldest is dropped."""
 _UNKNOWN_VARIANCE: Final = 1.0
 
 
@@ -48,15 +48,13 @@ class EngineState:
     models: Models
     last_good: Floats  # (P,) shares whose outcome was as forecast and within the SLO
     weights: Ints  # (P,) last published; all 0 before the first
-    pending: deque[Decision] = field(default_factory=lambda: deque(maxlen=FORECASTS_KEPT))
+    pending: deque[Deployment] = field(default_factory=lambda: deque(maxlen=FORECASTS_KEPT))
 
-    def remember(
-        self, decision: Decision, shares: Floats, weights: Ints, models: Models, last_good: Floats
-    ) -> None:
+    def remember(self, deployment: Deployment, models: Models, last_good: Floats) -> None:
         """Take over the results of a tick."""
-        self.shares, self.weights = shares, weights
+        self.shares, self.weights = deployment.shares, deployment.weights
         self.models, self.last_good = models, last_good
-        self.pending.append(decision)
+        self.pending.append(deployment)
 
 
 def initial_state(problem: Problem) -> EngineState:
@@ -65,7 +63,13 @@ def initial_state(problem: Problem) -> EngineState:
     providers, routes = problem.pairs.providers, problem.pairs.routes
     prior = np.log(problem.service_prior_s)
     models = Models(
-        service=LogFilter(prior, np.full(providers, _UNKNOWN_VARIANCE), prior),
+        service=LogFilter(
+            prior,
+            np.full(providers, _UNKNOWN_VARIANCE),
+            prior,
+            np.zeros(providers),
+            np.zeros(providers),
+        ),
         kappa=np.ones(providers),
         tail_ratio=np.full(providers, 2.0),
         error_ratio=np.zeros(providers),

@@ -1,0 +1,31 @@
+"""Quantiles of latency histograms."""
+
+import numpy as np
+
+from xds_server.core.tables import Floats
+
+
+def quantile_s(hist: Floats, bounds_s: Floats, q: float) -> Floats:
+    """Quantile of bucketed response times, interpolated log-linearly inside its bucket.
+
+    Parameters
+    ----------
+    hist : (..., B + 1) counts per bucket, the last above all bounds
+    bounds_s : (B,) ascending upper bounds, s
+    q : 0..1
+
+    Returns
+    -------
+    (...) s; NaN where nothing was counted. A quantile above the last bound is given as
+    that bound.
+    """
+    total = hist.sum(axis=-1)
+    cumulative = np.cumsum(hist, axis=-1)
+    target = (q * total)[..., None]
+    bucket = np.minimum((cumulative < target).sum(axis=-1), len(bounds_s) - 1)
+    upper = bounds_s[bucket]
+    lower = np.where(bucket > 0, bounds_s[np.maximum(bucket - 1, 0)], bounds_s[0] / 2.0)
+    inside = np.take_along_axis(hist, bucket[..., None], axis=-1)[..., 0]
+    before = np.take_along_axis(cumulative, bucket[..., None], axis=-1)[..., 0] - inside
+    part = np.clip((q * total - before) / np.maximum(inside, 1e-12), 0.0, 1.0)
+    return np.where(total > 0.0, lower * (upper / lower) ** part, np.nan)
