@@ -1,0 +1,126 @@
+"""Responses written around resources that are already serialised.
+
+A response is a few header fields and the resources' own bytes, so it is joined, not built:
+a resource's frame is made once and shared by every stream that gets it. Field numbers are
+those of envoy/service/discovery/v3/discovery.proto.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from xds_server.model.snapshot import Resource
+
+FRAMES_KEPT = 16_384
+"""Frames kept for sharing, the least recently used dropped first; a miss costs one copy."""
+
+
+def varint(value: int) -> bytes:
+    """Encode a non-negative integer in base 128, least significant group first."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def field(number: int, body: bytes) -> bytes:
+    """One length-delimited field."""
+    return varint(number << 3 | 2) + varint(len(body)) + body
+
+
+def text(number: int, value: str) -> bytes:
+    """A string field; an empty string is not written."""
+    return field(number, value.encode()) if value else b""
+
+
+def _any(type_url: str, body: bytes) -> bytes:
+    return text(1, type_url) + field(2, body)
+
+
+def _duration(duration_s: float) -> bytes:
+    seconds, nanos = divmod(round(duration_s * 1e9), 1_000_000_000)
+    return (b"\x08" + varint(seconds) if seconds else b"") + (
+        b"\x10" + varint(nanos) if nanos else b""
+    )
+
+
+@lru_cache(maxsize=FRAMES_KEPT)
+def wrapped(resource: Resource) -> bytes:
+    """``envoy.service.discovery.v3.Resource`` with its body."""
+    return (
+        text(1, resource.version)
+        + field(2, _any(resource.type_url, resource.body))
+        + text(3, resource.name)
+        + _ttl(resource)
+    )
+
+
+@lru_cache(maxsize=FRAMES_KEPT)
+def heartbeat(resource: Resource) -> bytes:
+    """``Resource`` with name, version and TTL, and no body: what extends a TTL."""
+    return text(1, resource.version) + text(3, resource.name) + _ttl(resource)
+
+
+def _ttl(resource: Resource) -> bytes:
+    return b"" if resource.ttl_s is None else field(6, _duration(resource.ttl_s))
+
+
+_RESOURCE_URL = "type.googleapis.com/envoy.service.discovery.v3.Resource"
+
+
+@lru_cache(maxsize=FRAMES_KEPT)
+def _sotw_frame(resource: Resource) -> bytes:
+    """A resource with a TTL travels inside a Resource, any other inside an Any alone."""
+    if resource.ttl_s is not None:
+        return field(2, _any(_RESOURCE_URL, wrapped(resource)))
+    return field(2, _any(resource.type_url, resource.body))
+
+
+@lru_cache(maxsize=FRAMES_KEPT)
+def _delta_frame(resource: Resource) -> bytes:
+    return field(2, wrapped(resource))
+
+
+def sotw_response(
+    type_url: str, version_info: str, nonce: str, resources: Iterable[Resource]
+) -> bytes:
+    """Encode a DiscoveryResponse."""
+    return b"".join(
+        (text(1, version_info), *map(_sotw_frame, resources), text(4, type_url), text(5, nonce))
+    )
+
+
+def sotw_heartbeat(
+    type_url: str, version_info: str, nonce: str, resources: Iterable[Resource]
+) -> bytes:
+    """Encode a DiscoveryResponse that extends TTLs and changes nothing."""
+    frames = (field(2, _any(_RESOURCE_URL, heartbeat(r))) for r in resources)
+    return b"".join((text(1, version_info), *frames, text(4, type_url), text(5, nonce)))
+
+
+def delta_response(
+    type_url: str,
+    version_info: str,
+    nonce: str,
+    resources: Iterable[Resource],
+    removed: Iterable[str] = (),
+) -> bytes:
+    """Encode a DeltaDiscoveryResponse."""
+    return b"".join(
+        (
+            text(1, version_info),
+            *map(_delta_frame, resources),
+            text(4, type_url),
+            text(5, nonce),
+            *(field(6, name.encode()) for name in removed),
+        )
+    )
+
+
+def delta_heartbeat(
+    type_url: str, version_info: str, nonce: str, resources: Iterable[Resource]
+) -> bytes:
+    """Encode a DeltaDiscoveryResponse that extends TTLs and changes nothing."""
+    frames = (field(2, heartbeat(r)) for r in resources)
+    return b"".join((text(1, version_info), *frames, text(4, type_url), text(5, nonce)))

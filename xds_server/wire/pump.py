@@ -1,0 +1,249 @@
+"""One stream: bytes in, bytes out, and the state machine between them.
+
+Two tasks share the machine: the reader applies each request as it comes, the writer sends
+what ``poll`` says. Requests never wait for pushes. Nothing queues: what is to be sent is the
+difference between what the client has and the newest snapshot, so any number of changes while
+a client is slow become one response. A client that does not read is ended, not waited for.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+import structlog
+
+from xds_server.errors import RemoteProtocolError
+from xds_server.model.ids import RTDS, NodeId
+from xds_server.model.snapshot import Node, Snapshot
+from xds_server.ports import Clock
+from xds_server.protocol.events import Event, Nacked, UnknownType
+from xds_server.protocol.messages import DeltaRequest, Response, SotwRequest
+from xds_server.protocol.status import Progress
+from xds_server.protocol.stream import StreamMachine
+from xds_server.wire.node import read_node
+
+log = structlog.get_logger()
+
+Request: TypeAlias = SotwRequest | DeltaRequest
+Decode: TypeAlias = Callable[[bytes], tuple[Request, Any]]
+"""Bytes to the request and its Node message; raises RemoteProtocolError."""
+
+
+class Handle(Protocol):
+    """One connected node as the cache knows it."""
+
+    heartbeat_seq: int
+    """Grows whenever TTLs are to be extended."""
+
+    def snapshot(self) -> Snapshot:
+        """Return what the node should have now."""
+        ...
+
+    def subscribe_wakeup(self, event: asyncio.Event) -> None:
+        """Set ``event`` whenever the snapshot or ``heartbeat_seq`` changes."""
+        ...
+
+    def unsubscribe_wakeup(self, event: asyncio.Event) -> None:
+        """Stop that."""
+        ...
+
+
+class Source(Protocol):
+    """Where streams get their snapshots."""
+
+    def connect(self, node: Node) -> Handle:
+        """Register a stream of that node. Raises RemoteProtocolError to refuse it."""
+        ...
+
+    def disconnect(self, node_id: NodeId) -> None:
+        """Take back one ``connect``."""
+        ...
+
+    def uses_runtime(self, node_id: NodeId) -> None:
+        """Say that the node subscribes to RTDS."""
+        ...
+
+
+class Observer(Protocol):
+    """Who counts."""
+
+    def opened(self, stream: "Stream") -> None:
+        """A node announced itself on a new stream."""
+        ...
+
+    def received(self, stream: "Stream", event: Event) -> None:
+        """A request meant this."""
+        ...
+
+    def sent(self, stream: "Stream", response: Response) -> None:
+        """A response was handed to the transport."""
+        ...
+
+    def closed(self, stream: "Stream", reason: str) -> None:
+        """The stream ended."""
+        ...
+
+
+class StreamStalledError(Exception):
+    """The client did not read for too long."""
+
+
+class Stream:
+    """One ADS stream while it is open."""
+
+    def __init__(
+        self,
+        stream_id: int,
+        protocol: str,
+        machine: StreamMachine,
+        source: Source,
+        observer: Observer,
+        clock: Clock,
+        *,
+        write_timeout_s: float,
+    ) -> None:
+        self.stream_id = stream_id
+        self.protocol = protocol
+        self.opened_at_s = clock.now_s()
+        self.node: Node | None = None
+        self._machine, self._source, self._observer = machine, source, observer
+        self._clock, self._write_timeout_s = clock, write_timeout_s
+        self._handle: Handle | None = None
+        self._wake = asyncio.Event()
+        self._ended = False
+        self._heartbeats_seen = 0
+
+    def progress(self) -> Mapping[str, Progress]:
+        """How far the client is, by type URL."""
+        return {p.type_url: p for p in self._machine.progress(self._clock.now_s())}
+
+    def end(self) -> None:
+        """Let the stream finish cleanly, once what it is sending is sent."""
+        self._ended = True
+        self._wake.set()
+
+    async def run(
+        self,
+        requests: AsyncIterator[bytes],
+        decode: Decode,
+        write: Callable[[bytes], Any],
+    ) -> None:
+        """Serve until the client leaves, errs or stalls.
+
+        Raises RemoteProtocolError when the client broke the rules, StreamStalledError when
+        it stopped reading.
+        """
+        reader = asyncio.create_task(self._read(requests, decode))
+        reader.add_done_callback(lambda _: self._wake.set())
+        reason = "error"
+        try:
+            await self._write_until_end(reader, write)
+            reason = "drained" if self._ended else "client"
+        except RemoteProtocolError:
+            reason = "protocol"
+            raise
+        except StreamStalledError:
+            reason = "stalled"
+            raise
+        except asyncio.CancelledError:
+            reason = "client"
+            raise
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            self._close(reason)
+
+    async def _read(self, requests: AsyncIterator[bytes], decode: Decode) -> None:
+        async for body in requests:
+            request, node_message = decode(body)
+            if self._handle is None:
+                self._announce(node_message)
+            self._apply(request)
+            self._wake.set()
+
+    def _announce(self, node_message: Any) -> None:
+        node = read_node(node_message)
+        if not node.node_id:
+            raise RemoteProtocolError("the first request of a stream needs node.id")
+        self._handle = self._source.connect(node)
+        self._heartbeats_seen = self._handle.heartbeat_seq
+        self.node = node
+        self._handle.subscribe_wakeup(self._wake)
+        self._observer.opened(self)
+
+    def _apply(self, request: Request) -> None:
+        runtime_before = self._machine.subscribes_to(RTDS)
+        for event in self._machine.receive(request, self._clock.now_s()):
+            self._observer.received(self, event)
+            self._report(event)
+        if self.node and not runtime_before and self._machine.subscribes_to(RTDS):
+            self._source.uses_runtime(self.node.node_id)
+
+    def _report(self, event: Event) -> None:
+        node_id = self.node.node_id if self.node else ""
+        facts = {"node_id": node_id, "stream_id": self.stream_id}
+        match event:
+            case Nacked(type_url, version, names, error):
+                log.warning(
+                    "xds.nack",
+                    type_url=type_url,
+                    version_info=version,
+                    names=names[:16],
+                    error=error[:2000],
+                    **facts,
+                )
+            case UnknownType(type_url):
+                log.info("xds.unknown_type", type_url=type_url[:200], **facts)
+            case _:
+                log.debug("xds.event", kind=type(event).__name__, type_url=event.type_url, **facts)
+
+    async def _write_until_end(
+        self, reader: asyncio.Task[None], write: Callable[[bytes], Any]
+    ) -> None:
+        while True:
+            self._wake.clear()
+            if reader.done():
+                reader.result()  # raises what the reader raised
+                return
+            for response in self._due():
+                await self._send(response, write)
+            if self._ended:
+                return
+            await self._wait()
+
+    def _due(self) -> list[Response]:
+        if self._handle is None:
+            return []
+        now_s, snapshot = self._clock.now_s(), self._handle.snapshot()
+        responses = self._machine.poll(snapshot, now_s)
+        if self._handle.heartbeat_seq != self._heartbeats_seen:
+            self._heartbeats_seen = self._handle.heartbeat_seq
+            responses += self._machine.heartbeat(snapshot, now_s)
+        return responses
+
+    async def _send(self, response: Response, write: Callable[[bytes], Any]) -> None:
+        try:
+            async with asyncio.timeout(self._write_timeout_s):
+                await write(response.payload)
+        except TimeoutError:
+            raise StreamStalledError from None
+        self._observer.sent(self, response)
+
+    async def _wait(self) -> None:
+        now_s = self._clock.now_s()
+        deadline = self._machine.next_deadline_s(now_s)
+        if deadline is None:
+            await self._wake.wait()
+            return
+        try:
+            async with asyncio.timeout(max(deadline - now_s, 0.0) + 0.001):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    def _close(self, reason: str) -> None:
+        if self._handle is not None and self.node is not None:
+            self._handle.unsubscribe_wakeup(self._wake)
+            self._source.disconnect(self.node.node_id)
+            self._handle = None
+            self._observer.closed(self, reason)
