@@ -6,6 +6,7 @@
         ConfigError                  the operator can mend it; names file, line, key, remedy
         ProtocolError                a stream broke the xDS rules
             RemoteProtocolError      the client did: end that stream, keep the rest
+                UnknownApplicationError  a node of an application that is not configured
             LocalProtocolError       we did: a bug
         InconsistentSnapshotError    a snapshot names resources that it lacks; never served
         InvalidWeightsError          weights that Envoy would accept and then fail on
@@ -15,6 +16,7 @@ A NACK, a hold and a missed deadline are not exceptions: they are an event, a de
 and an outcome.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -51,6 +53,15 @@ class ProtocolError(XdsServerError):
 
 class RemoteProtocolError(ProtocolError):
     """The client did: its stream ends with INVALID_ARGUMENT, no other is touched."""
+
+
+class UnknownApplicationError(RemoteProtocolError):
+    """A node announced an application or a template that is not configured."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        names = ", ".join(sorted(known)) or "none"
+        super().__init__(f"{kind} {name!r} is not configured; configured are: {names}")
 
 
 class LocalProtocolError(ProtocolError):

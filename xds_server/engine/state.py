@@ -14,7 +14,7 @@ from xds_server.core.estimate import LogFilter
 from xds_server.core.tables import Floats, Ints
 from xds_server.engine.deploy import Deployment
 from xds_server.engine.types import Problem
-from xds_server.model.ids import GroupKey, ProviderName, RouteKey
+from xds_server.model.ids import ProviderName, RouteKey
 
 FORECASTS_KEPT: Final = 4
 """Deployments whose outcome is still awaited; the oldest is dropped."""
@@ -160,6 +160,6 @@ def _pair_before(
     row = before.get((route, provider))
     group = problem.groups[route.group]
     if row is None and group.origin_phase is not None:
-        origin = GroupKey(route.group.application, group.origin_phase, route.group.locality)
+        origin = replace(route.group, phase=group.origin_phase)
         row = before.get((RouteKey(origin, route.service), provider))
     return -1 if row is None else row

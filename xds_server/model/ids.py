@@ -45,11 +45,16 @@ class Locality:
 
 @dataclass(frozen=True, slots=True, order=True)
 class GroupKey:
-    """Instances that share application, phase and locality share their weights."""
+    """Instances that share application, phase and locality share their weights.
+
+    So do only those with the same template: ``template`` names it where a node's metadata
+    overrides its application's; "" is the application's own.
+    """
 
     application: ApplicationName
     phase: PhaseName
     locality: Locality
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True, order=True)

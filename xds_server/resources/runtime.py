@@ -1,0 +1,53 @@
+"""The runtime layer of a group: weights as numbers, features as booleans."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from envoy_data_plane.envoy.service.runtime import v3 as runtime_v3
+from envoy_data_plane.google.protobuf import Struct, Value
+
+from xds_server.model.ids import RTDS, ApplicationName, ProviderName, ServiceName
+from xds_server.model.snapshot import Resource
+from xds_server.model.template import Flag
+from xds_server.resources.patch import DoubleTemplate
+from xds_server.resources.route import RouteTemplate, runtime_prefix
+from xds_server.resources.versions import make_resource
+
+LAYER = "weights"
+"""Name of the layer in every bootstrap; what it holds differs per group."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeTemplate:
+    """An application's layer: without weights, and with places for them."""
+
+    baseline: Resource  # features only: every route falls back to its RDS weights
+    keys: tuple[tuple[ServiceName, ProviderName], ...]  # in the order of the patched numbers
+    bytes_but_weights: DoubleTemplate
+
+
+def runtime_template(
+    application: ApplicationName, routes: Sequence[RouteTemplate], flags: Sequence[Flag]
+) -> RuntimeTemplate:
+    """Build both layers; keys are flat, which Envoy reads like nested ones."""
+    keys = tuple((route.service, p) for route in routes for p in route.providers)
+    features = {
+        f"flags.{application}.{flag.name}": Value(bool_value=flag.default) for flag in flags
+    }
+
+    def author(numbers: list[float]) -> bytes:
+        weights = {
+            f"{runtime_prefix(application, service)}.{provider}": Value(number_value=number)
+            for (service, provider), number in zip(keys, numbers, strict=True)
+        }
+        return _layer({**weights, **features})
+
+    return RuntimeTemplate(
+        make_resource(RTDS, LAYER, _layer(features)),
+        keys,
+        DoubleTemplate.authored(author, len(keys)),
+    )
+
+
+def _layer(fields: Mapping[str, Value]) -> bytes:
+    return bytes(runtime_v3.Runtime(name=LAYER, layer=Struct(fields=dict(fields))))
