@@ -91,14 +91,6 @@ def sotw_response(
     )
 
 
-def sotw_heartbeat(
-    type_url: str, version_info: str, nonce: str, resources: Iterable[Resource]
-) -> bytes:
-    """Encode a DiscoveryResponse that extends TTLs and changes nothing."""
-    frames = (field(2, _any(_RESOURCE_URL, heartbeat(r))) for r in resources)
-    return b"".join((text(1, version_info), *frames, text(4, type_url), text(5, nonce)))
-
-
 def delta_response(
     type_url: str,
     version_info: str,

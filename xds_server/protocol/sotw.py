@@ -91,7 +91,9 @@ class SotwStream(StreamMachine):
     def _encode_heartbeat(
         self, type_url: TypeUrl, version: Version, nonce: Nonce, resources: Iterable[Resource]
     ) -> bytes:
-        return framing.sotw_heartbeat(type_url, version, nonce, resources)
+        # Envoy 1.40 sorts a bodiless Resource out before it looks at its TTL (its
+        # GrpcMuxImpl::onDiscoveryResponse), so in SotW only the whole resource extends it.
+        return framing.sotw_response(type_url, version, nonce, resources)
 
 
 _NOTHING: Final = Sent("")
