@@ -1,0 +1,6 @@
+"""``python -m xds_server`` is ``xds-server``."""
+
+from xds_server.cli import main
+
+if __name__ == "__main__":
+    main()

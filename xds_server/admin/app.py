@@ -1,0 +1,107 @@
+"""The admin API as a Starlette application over a read-only view of the control plane."""
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from xds_server.admin.encode import dumps
+from xds_server.model.decision import Explanation
+from xds_server.model.status import Status
+from xds_server.observability import Metrics
+
+ENDPOINTS: Final[Mapping[str, str]] = {
+    "/metrics": "Prometheus metrics",
+    "/healthz": "200 while the process is alive",
+    "/readyz": "200 when it can serve, else 503 with the reasons",
+    "/v1/status": "nodes, routes, providers and bottlenecks",
+    "/v1/explain/{application}/{service}": "why each of its routes has the weights that it has",
+}
+
+
+class View(Protocol):
+    """What the admin API may know. Methods are called on the event loop and must not block."""
+
+    def ready(self) -> tuple[bool, Mapping[str, str]]:
+        """Return whether Envoys can be served, and the state of each part by its name."""
+        ...
+
+    def status(self) -> Status:
+        """Return the state of everything, now."""
+        ...
+
+    def explain(self, application: str, service: str) -> tuple[Explanation, ...]:
+        """Return one explanation per route, in order.
+
+        Raises KeyError when nothing was decided for that application and service.
+        """
+        ...
+
+
+def create_admin(view: View, metrics: Metrics) -> Starlette:
+    """Return the application; it holds no state of its own."""
+
+    async def index(_: Request) -> Response:
+        return _json({"endpoints": ENDPOINTS})
+
+    async def exposition(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(metrics.registry), headers={"content-type": content_type})
+
+    async def healthz(_: Request) -> Response:
+        return _json({"status": "alive"})
+
+    async def readyz(_: Request) -> Response:
+        ready, reasons = view.ready()
+        return _json({"ready": ready, "reasons": reasons}, 200 if ready else 503)
+
+    async def status(_: Request) -> Response:
+        return _json(view.status())
+
+    async def explain(request: Request) -> Response:
+        application = request.path_params["application"]
+        service = request.path_params["service"]
+        try:
+            return _json(view.explain(application, service))
+        except KeyError:
+            return _unknown_route(view.status(), application, service)
+
+    return Starlette(
+        routes=[
+            Route("/", index),
+            Route("/metrics", exposition),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/v1/status", status),
+            Route("/v1/explain/{application}/{service}", explain),
+        ],
+        exception_handlers={HTTPException: _http_problem},
+    )
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(dumps(value), status, media_type="application/json")
+
+
+def _problem(status: int, title: str, detail: str, **more: object) -> Response:
+    """Return an RFC 9457 problem."""
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, **more}
+    return Response(dumps(body), status, media_type="application/problem+json")
+
+
+def _unknown_route(status: Status, application: str, service: str) -> Response:
+    known = sorted({f"{r.application}/{r.service}" for r in status.routes})
+    why = ", ".join(known) or "none before a node connects"
+    detail = f"no route {application}/{service}; known: {why}"
+    return _problem(404, "Unknown route", detail, known=known)
+
+
+async def _http_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # what it is registered for
+    detail = f"{request.method} {request.url.path}; GET / lists the endpoints"
+    return _problem(error.status_code, error.detail, detail)

@@ -1,0 +1,358 @@
+"""The command line: parse, call, print.
+
+Exit codes: 0 it worked; 1 it failed while running; 2 a person can mend it (configuration,
+names, options). What a command needs is imported inside it, so that ``--help`` and
+``validate`` answer at once.
+"""
+
+import json
+import sys
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from xds_server.errors import ConfigError, XdsServerError
+
+if TYPE_CHECKING:
+    from xds_server.model.topology import Mesh
+
+FAILED = 1
+MISTAKE = 2
+ADMIN_TIMEOUT_S = 5.0
+DEFAULT_ADMIN = "http://127.0.0.1:18001"
+
+app = typer.Typer(
+    name="xds-server",
+    help="An Envoy-native xDS control plane for applications that come and go.",
+    epilog="Start with: xds-server demo",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    JSON = "json"
+    CONSOLE = "console"
+
+
+class LogLevel(StrEnum):
+    """The least severe line that is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class DataFormat(StrEnum):
+    """How a bootstrap is written. Envoy takes both."""
+
+    YAML = "yaml"
+    JSON = "json"
+
+
+MeshOption = Annotated[Path, typer.Option("--config", "-c", help="The mesh to serve.")]
+AdminOption = Annotated[
+    str, typer.Option("--admin", metavar="URL", help="Where server.admin.address answers.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    *,
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: xds-server validate mesh.yaml")
+def validate(
+    file: Annotated[Path, typer.Argument(help="The mesh to check.")],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a mesh without serving it.
+
+    Every problem is one line with its file, line, key and remedy; exit 2 if there is any.
+    Keys that are accepted but have no effect yet are noted.
+    """
+    from xds_server.config import inert_keys, load_mesh
+
+    try:
+        mesh = load_mesh(file)
+    except ConfigError as error:
+        if as_json:
+            _print_json({"ok": False, "problems": [_fields(p) for p in error.problems]})
+            raise typer.Exit(MISTAKE) from None
+        _fail(MISTAKE, map(str, error.problems))
+    counts = {
+        "services": len(mesh.services),
+        "providers": len(mesh.providers),
+        "applications": len(mesh.applications),
+    }
+    inert = inert_keys(mesh)
+    if as_json:
+        _print_json({"ok": True, "mesh": mesh.name, **counts, "inert_keys": inert})
+        return
+    counted = ", ".join(f"{n} {name if n != 1 else name[:-1]}" for name, n in counts.items())
+    typer.echo(f"{file}: OK: {counted}")
+    for key in inert:
+        typer.echo(f"{file}: note: no effect yet: {key}")
+
+
+@app.command(epilog="Example: xds-server serve -c mesh.yaml --log-format console")
+def serve(
+    *,
+    config: MeshOption = Path("mesh.yaml"),
+    log_format: Annotated[LogFormat, typer.Option(help="How log lines look.")] = LogFormat.JSON,
+    log_level: Annotated[
+        LogLevel, typer.Option(help="The least severe line that is written.")
+    ] = LogLevel.INFO,
+) -> None:
+    """Run the control plane until SIGTERM or SIGINT.
+
+    Reloads the mesh when its file changes; a change that is wrong is refused and logged, and
+    the mesh before it stays in force. Logs go to stderr.
+    """
+    from xds_server.observability import configure_logging
+
+    _load(config)  # say what is wrong with it before the slow imports
+    configure_logging(log_format.value, log_level.value)
+    from xds_server.app import serve as run
+
+    try:
+        code = run(config)
+    except ConfigError as error:
+        _fail(MISTAKE, map(str, error.problems))
+    except XdsServerError as error:
+        _fail(FAILED, [str(error)])
+    raise typer.Exit(code)
+
+
+@app.command(
+    epilog="Example: xds-server bootstrap --application checkout --node checkout-1 "
+    "--set locality.region=us-east-1 > envoy.yaml"
+)
+def bootstrap(
+    *,
+    application: Annotated[str, typer.Option(help="The application beside this sidecar.")],
+    node: Annotated[str, typer.Option(help="A name that no other sidecar has.")],
+    config: MeshOption = Path("mesh.yaml"),
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A setting; may be repeated; see --settings."
+        ),
+    ] = None,
+    output: Annotated[
+        DataFormat, typer.Option("--format", help="How it is written.")
+    ] = DataFormat.YAML,
+    show_settings: Annotated[
+        bool,
+        typer.Option(
+            "--settings",
+            callback=lambda wanted: _show_settings() if wanted else None,
+            is_eager=True,
+            help="List the keys of --set and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Write a sidecar's Envoy bootstrap to stdout.
+
+    The bootstrap is complete: ADS, statistics to the control plane, load reports, limits.
+    """
+    from xds_server.resources.bootstrap import render_bootstrap
+
+    chosen: dict[str, str] = {}
+    for setting in settings or ():
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            _fail(MISTAKE, [f"--set {setting}: write it as key=value"])
+        if key in chosen:
+            _fail(MISTAKE, [f"--set {setting}: {key} is set twice; keep one"])
+        chosen[key] = value
+    mesh = _load(config)
+    try:
+        data = render_bootstrap(mesh, application, node, chosen)
+    except ValueError as error:
+        _fail(MISTAKE, [f"bootstrap: {error}"])
+    if output is DataFormat.JSON:
+        _print_json(data)
+    else:
+        _print_yaml(data)
+
+
+def _show_settings() -> NoReturn:
+    from xds_server.resources.bootstrap import SETTINGS
+
+    width = max(map(len, SETTINGS))
+    for key, text in SETTINGS.items():
+        typer.echo(f"{key:{width}}  {text}")
+    raise typer.Exit
+
+
+@app.command(epilog="Example: xds-server status --admin http://127.0.0.1:18001")
+def status(*, admin: AdminOption = DEFAULT_ADMIN, as_json: JsonOption = False) -> None:
+    """Show a running control plane: nodes, routes, providers, bottlenecks."""
+    data = _ask(admin, "/v1/status")
+    if as_json:
+        _print_json(data)
+        return
+    from xds_server.admin.render import render_status
+
+    _print_rich(render_status(data))
+
+
+@app.command(epilog="Example: xds-server explain checkout search")
+def explain(
+    application: Annotated[str, typer.Argument(help="Who calls.")],
+    service: Annotated[str, typer.Argument(help="What is called.")],
+    *,
+    admin: AdminOption = DEFAULT_ADMIN,
+    as_json: JsonOption = False,
+) -> None:
+    """Show why an application's calls to a service are split as they are.
+
+    One table per route, in milliseconds and what is worth as much, per request: the terms of
+    each provider add up to its total.
+    """
+    from urllib.parse import quote
+
+    data = _ask(admin, f"/v1/explain/{quote(application, safe='')}/{quote(service, safe='')}")
+    if as_json:
+        _print_json(data)
+        return
+    from xds_server.admin.render import render_explanation
+
+    _print_rich(render_explanation(data))
+
+
+@app.command(epilog="Example: xds-server demo --duration 120 --report report.json")
+def demo(
+    *,
+    duration: Annotated[
+        float, typer.Option(metavar="S", min=1.0, help="How long the story takes, in seconds.")
+    ] = 120.0,
+    report: Annotated[
+        Path | None, typer.Option(help="Write what happened to this file, as JSON.")
+    ] = None,
+    ui: Annotated[bool, typer.Option("--ui/--no-ui", help="Draw it live.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 7,
+) -> None:
+    """Watch real Envoys, providers and load being re-planned, on this machine.
+
+    Exit 1 if the story that it tells did not come true.
+    """
+    from xds_server.demo import DemoOptions, run_demo
+
+    try:
+        code = run_demo(DemoOptions(duration_s=duration, report=report, ui=ui, seed=seed))
+    except XdsServerError as error:
+        _fail(FAILED, [str(error)])
+    raise typer.Exit(code)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    typer.echo(f"xds-server {installed('xds-server')}")
+
+
+def main() -> None:
+    """Run the command line. Ctrl-C exits 130; a reader that went away is no error."""
+    app(prog_name="xds-server")
+
+
+def _load(path: Path) -> "Mesh":
+    from xds_server.config import load_mesh
+
+    try:
+        return load_mesh(path)
+    except ConfigError as error:
+        _fail(MISTAKE, map(str, error.problems))
+
+
+def _ask(admin: str, path: str) -> Any:
+    """Get JSON from the admin API, or say in one line why not and exit."""
+    from http.client import HTTPException
+    from urllib.error import HTTPError, URLError
+    from urllib.request import ProxyHandler, build_opener
+
+    if not admin.startswith(("http://", "https://")):
+        _fail(MISTAKE, [f"--admin {admin}: not a URL; write it as {DEFAULT_ADMIN}"])
+    opener = build_opener(ProxyHandler({}))  # the admin API is near: no proxy in between
+    try:
+        with opener.open(admin.rstrip("/") + path, timeout=ADMIN_TIMEOUT_S) as response:
+            return json.load(response)
+    except HTTPError as error:
+        with error:
+            code = MISTAKE if error.code == 404 else FAILED
+            _fail(code, [f"{admin}: {_detail(error.read()) or f'HTTP {error.code}'}"])
+    except (OSError, HTTPException, ValueError) as error:
+        why = error.reason if isinstance(error, URLError) else error
+        why = getattr(why, "strerror", None) or why
+        _fail(FAILED, [f"{admin}: no answer from the admin API: {why}; is xds-server running?"])
+
+
+def _detail(body: bytes) -> str:
+    """Return what a JSON problem says; "" for any other body."""
+    try:
+        return str(json.loads(body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _fail(code: int, lines: Iterable[str]) -> NoReturn:
+    for line in lines:
+        typer.echo(line, err=True)
+    raise typer.Exit(code)
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(record)
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def _print_yaml(data: Any) -> None:
+    from ruamel.yaml import YAML
+
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # keep the order in which people read it
+    yaml.dump(data, sys.stdout)
+
+
+def _print_rich(renderable: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a pipe or a file has no width to fit into
+    console.print(renderable)
