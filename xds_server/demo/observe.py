@@ -1,6 +1,7 @@
 """What Envoy says of itself: requests per provider each second, and the weights it uses."""
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -109,10 +110,13 @@ class Sidecars:
         second = 0
         while second < until_s:
             await asyncio.sleep(max(0.0, started_s + second + 1 - time.monotonic()))
-            await self.poll(second)
-            now = await self.read_runtime()
-            self.pushes[second] = sum(now[name] != before.get(name) for name in now)
-            before = now
+            # A poll that fails is made up for by the next: counters are cumulative. A sidecar
+            # that is gone for good is found by whoever watches the processes.
+            with contextlib.suppress(aiohttp.ClientError):
+                await self.poll(second)
+                now = await self.read_runtime()
+                self.pushes[second] = sum(now[name] != before.get(name) for name in now)
+                before = now
             second = max(second + 1, int(time.monotonic() - started_s))
 
     async def _poll_stats(self, instance: Instance, second: int) -> None:
