@@ -48,7 +48,7 @@ bench: setup ## Measure one tick of the engine against its floor
 	$(RUN)python -m bench.tick
 
 generate: ## Compile protos/ and write docs/metrics.md and docs/cli.md
-	$(RUN)python -m grpc_tools.protoc -Iprotos --python_out=xds_server/generated --pyi_out=xds_server/generated $$(cd protos && find . -name '*.proto' | sort)
+	$(RUN)python -m grpc_tools.protoc -Iprotos --python_out=xds_server/generated --pyi_out=xds_server/generated protos/*.proto
 	$(RUN)python -m xds_server.docs
 
 check-generate: generate ## Fail if a generated file is stale

@@ -35,7 +35,7 @@ class PairWindow:
     providers: tuple[ProviderName, ...]  # (J,)
     node_row: Ints  # (P,) index into nodes
     provider_row: Ints  # (P,) index into providers
-    covered_s: Floats  # (P,) seconds of the window that reports cover, 0..window_s
+    covered_s: Floats  # (P,) seconds that the summed reports cover; more after a gap
     requests: Floats  # (P,) attempts sent upstream
     errors: Floats  # (P,) attempts that failed: 5xx, reset, timeout, no connection
     latency_sum_s: Floats  # (P,) sum of response times
@@ -73,3 +73,30 @@ class InstanceSignals:
     rps_by_service: dict[str, float]
     response_bytes_by_service: dict[str, float]
     telemetry_age_s: float
+
+
+COUNTERS: Final = ("requests", "errors", "rx_bytes", "tx_bytes")
+"""Columns of ``SampleBatch.counts``."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleBatch:
+    """One node's providers over ``covered_s``; axis 0 (K) is the provider."""
+
+    node_id: NodeId
+    providers: tuple[ProviderName, ...]
+    covered_s: float  # since the node's message before
+    counts: Floats  # (K, len(COUNTERS)) increments
+    latency_sum_s: Floats  # (K,)
+    latency_hist: Floats  # (K, B + 1)
+    active: Floats  # (K,) requests in flight when it was sent
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What one provider's endpoints said of themselves, mean over requests; NaN: nothing."""
+
+    provider: ProviderName
+    utilisation_ratio: float
+    memory_ratio: float
+    price_per_million_usd: float

@@ -1,0 +1,206 @@
+"""The live registry: who is connected, what they report, what providers say."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from xds_server.core.histogram import quantile_s
+from xds_server.model.ids import NodeId, ProviderName, ServiceName
+from xds_server.model.snapshot import Node
+from xds_server.model.telemetry import (
+    LATENCY_BUCKETS_MS,
+    Floats,
+    InstanceSignals,
+    LoadReport,
+    PairWindow,
+    ProviderLoad,
+    SampleBatch,
+)
+from xds_server.registry.windows import PairWindows
+
+SLOTS = 16
+MAX_PAIRS = 200_000
+SIGNAL_SLOTS = 5
+"""Completed slots that an instance's signals are taken over."""
+_BOUNDS_S = np.array(LATENCY_BUCKETS_MS) / 1e3
+
+
+@dataclass(slots=True)
+class Connected:
+    """One node with an open ADS stream."""
+
+    node: Node
+    since_s: float
+    streams: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    report: LoadReport
+    at_s: float
+
+
+class Registry:
+    """Runtime metadata of nodes and providers.
+
+    A node's samples count while its ADS stream is open: whoever has none is refused and
+    counted under ``refused``.
+    """
+
+    def __init__(
+        self,
+        services: Mapping[ProviderName, ServiceName],
+        *,
+        slot_s: float,
+        load_valid_s: float,
+        max_pairs: int = MAX_PAIRS,
+    ) -> None:
+        self._services = dict(services)
+        self._load_valid_s = load_valid_s
+        self._windows = PairWindows(slot_s=slot_s, slots=SLOTS, max_pairs=max_pairs)
+        self._nodes: dict[NodeId, Connected] = {}
+        self._said: dict[ProviderName, dict[NodeId, _Said]] = {}
+        self._heard_at_s: dict[NodeId, float] = {}
+
+    @property
+    def nodes(self) -> Mapping[NodeId, Connected]:
+        """Every connected node."""
+        return self._nodes
+
+    @property
+    def providers(self) -> frozenset[ProviderName]:
+        """Every provider whose samples count."""
+        return frozenset(self._services)
+
+    @property
+    def refused(self) -> Counter[str]:
+        """What was not taken in, by reason."""
+        return self._windows.refused
+
+    @property
+    def pairs(self) -> int:
+        """(node, provider) pairs that are held."""
+        return self._windows.pairs
+
+    def set_providers(
+        self,
+        services: Mapping[ProviderName, ServiceName],
+        *,
+        slot_s: float,
+        load_valid_s: float,
+    ) -> None:
+        """Take over another configuration; providers that stay keep their history."""
+        self._services = dict(services)
+        self._load_valid_s = load_valid_s
+        if slot_s != self._windows.slot_s:  # slots of another length do not add up
+            self._windows = PairWindows(slot_s=slot_s, slots=SLOTS, max_pairs=MAX_PAIRS)
+        self._windows.keep_providers(services)
+        self._said = {p: s for p, s in self._said.items() if p in services}
+
+    def node_connected(self, node: Node, now_s: float) -> None:
+        """An ADS stream of that node opened."""
+        known = self._nodes.get(node.node_id)
+        if known is None:
+            self._nodes[node.node_id] = Connected(node, now_s)
+        else:
+            known.streams += 1
+            known.node = node
+
+    def node_disconnected(self, node_id: NodeId) -> None:
+        """One of its ADS streams closed; the last one ends the instance."""
+        known = self._nodes[node_id]
+        known.streams -= 1
+        if known.streams == 0:
+            del self._nodes[node_id]
+            self._heard_at_s.pop(node_id, None)
+            self._windows.forget(node_id)
+            for said in self._said.values():
+                said.pop(node_id, None)
+
+    def observe(self, batch: SampleBatch, now_s: float) -> None:
+        """Take in what a sidecar counted."""
+        if batch.node_id not in self._nodes:
+            self.refused["no ADS stream"] += 1
+            return
+        self._heard_at_s[batch.node_id] = now_s
+        self._windows.observe(batch, now_s)
+
+    def observe_load(self, node_id: NodeId, reports: Iterable[LoadReport], now_s: float) -> None:
+        """Take in what providers said of themselves to one node."""
+        if node_id not in self._nodes:
+            self.refused["no ADS stream"] += 1
+            return
+        for report in reports:
+            if report.provider in self._services:
+                self._said.setdefault(report.provider, {})[node_id] = _Said(report, now_s)
+
+    def roll(self) -> None:
+        """Complete a slot; called once per tick, before reading windows."""
+        self._windows.roll()
+
+    def window(self, now_s: float, slots: int) -> PairWindow:
+        """What happened in the newest ``slots`` completed slots."""
+        return self._windows.window(now_s, slots)
+
+    def provider_load(self, now_s: float) -> ProviderLoad:
+        """What providers say, averaged over the nodes that they said it to."""
+        names = tuple(sorted(self._services))
+        columns = np.full((4, len(names)), np.nan)
+        for j, name in enumerate(names):
+            said = [
+                s for s in self._said.get(name, {}).values() if now_s - s.at_s <= self._load_valid_s
+            ]
+            if said:
+                columns[0, j] = _mean([s.report.utilisation_ratio for s in said])
+                columns[1, j] = _mean([s.report.memory_ratio for s in said])
+                # A price changes at once: the newest word counts, not the average.
+                newest = max(said, key=lambda s: s.at_s)
+                columns[2, j] = newest.report.price_per_million_usd
+                columns[3, j] = now_s - newest.at_s
+        return ProviderLoad(names, *columns)
+
+    def signals(self, now_s: float) -> list[InstanceSignals]:
+        """Every connected instance as its sidecar reports it."""
+        window = self.window(now_s, SIGNAL_SLOTS)
+        row_of = {node: i for i, node in enumerate(window.nodes)}
+        return [
+            self._signals(known, window, row_of.get(node_id), now_s)
+            for node_id, known in self._nodes.items()
+        ]
+
+    def _signals(
+        self, known: Connected, window: PairWindow, row: int | None, now_s: float
+    ) -> InstanceSignals:
+        node_id = known.node.node_id
+        rows = np.flatnonzero(window.node_row == row) if row is not None else np.empty(0, int)
+        covered = np.maximum(window.covered_s[rows], 1e-9)
+        rates = window.requests[rows] / covered
+        requests, errors = window.requests[rows].sum(), window.errors[rows].sum()
+        by_service: dict[ServiceName, float] = {}
+        received: dict[ServiceName, float] = {}
+        answered: dict[ServiceName, float] = {}
+        for k, pair in enumerate(rows):
+            service = self._services[window.providers[window.provider_row[pair]]]
+            by_service[service] = by_service.get(service, 0.0) + float(rates[k])
+            received[service] = received.get(service, 0.0) + float(window.rx_bytes[pair])
+            answered[service] = answered.get(service, 0.0) + float(window.latency_count[pair])
+        merged: Floats = window.latency_hist[rows].sum(axis=0)
+        heard_at_s = self._heard_at_s.get(node_id)
+        return InstanceSignals(
+            node_id=node_id,
+            age_s=now_s - known.since_s,
+            rps=float(rates.sum()),
+            error_ratio=float(errors / requests) if requests else 0.0,
+            latency_p95_s=float(quantile_s(merged, _BOUNDS_S, 0.95)) if len(rows) else math.nan,
+            rps_by_service=by_service,
+            response_bytes_by_service={s: received[s] / n for s, n in answered.items() if n > 0.0},
+            telemetry_age_s=math.inf if heard_at_s is None else now_s - heard_at_s,
+        )
+
+
+def _mean(values: list[float]) -> float:
+    known = [v for v in values if math.isfinite(v)]
+    return sum(known) / len(known) if known else math.nan

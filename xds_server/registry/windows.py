@@ -1,0 +1,151 @@
+"""What every (node, provider) pair did lately: a ring of slots over struct-of-arrays."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xds_server.model.ids import NodeId, ProviderName
+from xds_server.model.telemetry import (
+    COUNTERS,
+    LATENCY_BUCKETS_MS,
+    Ints,
+    PairWindow,
+    SampleBatch,
+)
+
+_F = TypeVar("_F", np.float32, np.float64)
+_HIST: Final = len(LATENCY_BUCKETS_MS) + 1
+# Columns of the slot table: COUNTERS first, in their order.
+_LATENCY, _ACTIVE, _MESSAGES, _COVERED = range(len(COUNTERS), len(COUNTERS) + 4)
+_COLUMNS: Final = len(COUNTERS) + 4
+
+
+class PairWindows:
+    """Ring of ``slots`` periods for at most ``max_pairs`` pairs.
+
+    Rows are allotted when a pair is first heard and freed when its node leaves; beyond the
+    bound new pairs are refused and counted, those that have a row are not touched. Reports
+    go straight into arrays, so there is no queue to lose anything from.
+    """
+
+    def __init__(self, *, slot_s: float, slots: int, max_pairs: int) -> None:
+        self.slot_s, self._slots, self._max_pairs = slot_s, slots, max_pairs
+        self.refused: Counter[str] = Counter()
+        self._rows: dict[NodeId, dict[ProviderName, int]] = {}
+        self._free: list[int] = []
+        self._used = 0
+        self._now = 0  # slot that is being filled
+        self._table = np.zeros((slots, 0, _COLUMNS))
+        self._hist = np.zeros((slots, 0, _HIST), dtype=np.float32)
+        self._seen_at_s = np.zeros(0)
+
+    @property
+    def pairs(self) -> int:
+        """Rows in use."""
+        return self._used - len(self._free)
+
+    def roll(self) -> None:
+        """Complete the slot that is being filled and begin the next, dropping the oldest."""
+        self._now = (self._now + 1) % self._slots
+        self._table[self._now] = 0.0
+        self._hist[self._now] = 0.0
+
+    def observe(self, batch: SampleBatch, now_s: float) -> None:
+        """Add one batch to the slot that is being filled."""
+        rows = self._rows_of(batch.node_id, batch.providers)
+        kept = rows >= 0
+        rows = rows[kept]
+        slot = self._table[self._now]
+        slot[rows, : len(COUNTERS)] += batch.counts[kept]
+        slot[rows, _LATENCY] += batch.latency_sum_s[kept]
+        slot[rows, _ACTIVE] += batch.active[kept]
+        slot[rows, _MESSAGES] += 1.0
+        slot[rows, _COVERED] += batch.covered_s
+        self._hist[self._now, rows] += batch.latency_hist[kept].astype(np.float32)
+        self._seen_at_s[rows] = now_s
+
+    def forget(self, node_id: NodeId) -> None:
+        """Free a node's rows."""
+        rows = self._rows.pop(node_id, {})
+        for row in rows.values():
+            self._table[:, row] = 0.0
+            self._hist[:, row] = 0.0
+            self._free.append(row)
+
+    def keep_providers(self, providers: Iterable[ProviderName]) -> None:
+        """Free the rows of all other providers."""
+        known = set(providers)
+        for rows in self._rows.values():
+            for provider in rows.keys() - known:
+                row = rows.pop(provider)
+                self._table[:, row] = 0.0
+                self._hist[:, row] = 0.0
+                self._free.append(row)
+
+    def window(self, now_s: float, slots: int) -> PairWindow:
+        """Sum the newest ``slots`` completed slots."""
+        nodes = tuple(self._rows)
+        providers = tuple(sorted({p for rows in self._rows.values() for p in rows}))
+        provider_row = {name: i for i, name in enumerate(providers)}
+        flat = [
+            (i, provider_row[p], row)
+            for i, node in enumerate(nodes)
+            for p, row in self._rows[node].items()
+        ]
+        index = np.array(flat, dtype=np.int64).reshape(len(flat), 3)
+        rows = index[:, 2]
+        chosen = [(self._now - 1 - k) % self._slots for k in range(min(slots, self._slots - 1))]
+        table = self._table[chosen][:, rows].sum(axis=0)
+        hist = self._hist[chosen][:, rows].sum(axis=0, dtype=np.float64)
+        return PairWindow(
+            window_s=len(chosen) * self.slot_s,
+            nodes=nodes,
+            providers=providers,
+            node_row=index[:, 0],
+            provider_row=index[:, 1],
+            covered_s=table[:, _COVERED],
+            requests=table[:, 0],
+            errors=table[:, 1],
+            latency_sum_s=table[:, _LATENCY],
+            latency_count=hist.sum(axis=1),
+            latency_hist=hist,
+            active=table[:, _ACTIVE] / np.maximum(table[:, _MESSAGES], 1.0),
+            rx_bytes=table[:, 2],
+            tx_bytes=table[:, 3],
+            age_s=now_s - self._seen_at_s[rows],
+        )
+
+    def _rows_of(self, node_id: NodeId, providers: tuple[ProviderName, ...]) -> Ints:
+        mine = self._rows.setdefault(node_id, {})
+        rows = np.array([mine.get(p, -1) for p in providers], dtype=np.int64)
+        for k in np.flatnonzero(rows < 0):
+            rows[k] = self._allot()
+            if rows[k] >= 0:
+                mine[providers[k]] = int(rows[k])
+            else:
+                self.refused["too many pairs"] += 1
+        return rows
+
+    def _allot(self) -> int:
+        if self._free:
+            return self._free.pop()
+        if self._used >= self._max_pairs:
+            return -1
+        if self._used == self._table.shape[1]:
+            self._grow()
+        self._used += 1
+        return self._used - 1
+
+    def _grow(self) -> None:
+        more = min(max(64, self._used), self._max_pairs - self._used)
+        self._table = _padded(self._table, more)
+        self._hist = _padded(self._hist, more)
+        self._seen_at_s = np.append(self._seen_at_s, np.zeros(more))
+
+
+def _padded(array: NDArray[_F], more: int) -> NDArray[_F]:
+    zeros = np.zeros((array.shape[0], more, array.shape[2]), dtype=array.dtype)
+    return np.concatenate([array, zeros], axis=1)

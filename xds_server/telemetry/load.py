@@ -1,0 +1,59 @@
+"""Load reports (LRS) to what providers say of themselves by ORCA."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from xds_server.errors import RemoteProtocolError
+from xds_server.generated import xds_server_load_report_pb2 as pb
+from xds_server.model.telemetry import LoadReport
+
+PRICE_METRIC: Final = "named_metrics.price_per_million_requests_usd"
+"""A provider announces its price per million requests under this ORCA metric."""
+_ABSURD: Final = 1e12
+_SCALARS: Final = ("cpu_utilization", "mem_utilization", "application_utilization")
+
+
+def parse_load_stats(body: bytes) -> pb.LoadStatsRequest:
+    """Read one message. Raises RemoteProtocolError when it is none."""
+    message = pb.LoadStatsRequest()
+    try:
+        message.ParseFromString(body)
+    except DecodeError as error:
+        raise RemoteProtocolError(f"load report does not parse: {error}") from None
+    return message
+
+
+def read_reports(message: pb.LoadStatsRequest) -> Iterable[LoadReport]:
+    """Yield one report per cluster that reported any metric.
+
+    Means over requests. A metric that endpoints did not send arrives as a total of 0 with a
+    full count, so 0 is "not reported" for utilisation; a price of 0 cannot be announced.
+    """
+    for cluster in message.cluster_stats:
+        totals: dict[str, tuple[float, float]] = {}
+        for locality in cluster.upstream_locality_stats:
+            for metric in locality.load_metric_stats:
+                _add(totals, metric.metric_name, metric)
+            for name in _SCALARS:
+                if locality.HasField(name):
+                    _add(totals, name, getattr(locality, name))
+        means = {name: total / count for name, (total, count) in totals.items() if total > 0.0}
+        if means:
+            application = means.get("application_utilization")
+            busy = application or means.get("cpu_utilization", math.nan)
+            yield LoadReport(
+                cluster.cluster_name,
+                busy,
+                means.get("mem_utilization", math.nan),
+                means.get(PRICE_METRIC, math.nan),
+            )
+
+
+def _add(totals: dict[str, tuple[float, float]], name: str, metric: Any) -> None:
+    count, total = metric.num_requests_finished_with_metric, metric.total_metric_value
+    if count > 0 and 0.0 <= total <= _ABSURD:  # false for NaN
+        before, counted = totals.get(name, (0.0, 0.0))
+        totals[name] = (before + total, counted + count)

@@ -1,0 +1,158 @@
+"""Messages of Envoy's metrics service to batches of samples.
+
+Attempts are what leaves for a provider or would have left: ``upstream_rq_total`` counts each
+attempt that got a connection, ``upstream_rq_pending_failure_eject`` each that got none.
+Failed attempts are final 5xx (``upstream_rq_5xx``, which includes the 503 and 504 that Envoy
+answers itself) and those that were retried (``upstream_rq_retry``).
+"""
+
+import math
+from typing import Any, Final
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from xds_server.errors import RemoteProtocolError
+from xds_server.generated import xds_server_metrics_pb2 as pb
+from xds_server.model.ids import NodeId, ProviderName
+from xds_server.model.telemetry import LATENCY_BUCKETS_MS, Floats, SampleBatch
+from xds_server.telemetry.counters import Bases
+
+METRICS_MAX: Final = 200_000
+"""Metric families in one message; the message is dropped beyond."""
+ABSURD: Final = 1e15
+"""Counters above this are not believed."""
+_CLUSTER_LABEL: Final = "envoy.cluster_name"
+_BUCKETS: Final = len(LATENCY_BUCKETS_MS)
+_BOUNDS: Final = np.array(LATENCY_BUCKETS_MS)
+# Raw counters in the order of a provider's array.
+_RAW: Final = {
+    "cluster.upstream_rq_total": 0,
+    "cluster.upstream_rq_pending_failure_eject": 1,
+    "cluster.upstream_rq_5xx": 2,
+    "cluster.upstream_rq_retry": 3,
+    "cluster.upstream_cx_rx_bytes_total": 4,
+    "cluster.upstream_cx_tx_bytes_total": 5,
+}
+_ACTIVE: Final = "cluster.upstream_rq_active"
+_TIME: Final = "cluster.upstream_rq_time"
+
+
+class _Reading:
+    """One message while it is read."""
+
+    def __init__(self) -> None:
+        self.counters: dict[ProviderName, Floats] = {}
+        self.active: dict[ProviderName, float] = {}
+        self.times: dict[ProviderName, tuple[float, Floats]] = {}
+
+
+class MetricsDecoder:
+    """Decodes one stream's messages; the bases belong to all streams together.
+
+    What cannot be true (NaN, negative, absurd) is dropped and counted, what is not a
+    provider's is ignored.
+    """
+
+    def __init__(self, bases: Bases, providers: frozenset[ProviderName]) -> None:
+        self._bases, self._providers = bases, providers
+        self.samples = 0
+        self.dropped = 0
+
+    def decode(
+        self, message: pb.StreamMetricsMessage, node_id: NodeId, now_s: float
+    ) -> SampleBatch | None:
+        """Return the increments since the node's message before; None for its first."""
+        if len(message.envoy_metrics) > METRICS_MAX:
+            self.dropped += len(message.envoy_metrics)
+            return None
+        reading = _Reading()
+        for family in message.envoy_metrics:
+            self._read(family, reading)
+        base = self._bases.get(node_id)
+        if base is None:
+            self._bases.start(node_id, reading.counters, now_s)
+            return None
+        covered_s = max(now_s - base.at_s, 1e-6)
+        return _batch(node_id, reading, base.advance(reading.counters, now_s), covered_s)
+
+    def _read(self, family: Any, reading: _Reading) -> None:
+        name = family.name
+        column = _RAW.get(name)
+        if column is None and name not in (_ACTIVE, _TIME):
+            return
+        for metric in family.metric:
+            provider = _provider(metric)
+            if provider not in self._providers:
+                continue
+            self.samples += 1
+            if name == _TIME:
+                self._read_times(metric.histogram, provider, reading)
+                continue
+            value = metric.gauge.value if column is None else metric.counter.value
+            if not 0.0 <= value <= ABSURD:  # false for NaN
+                self.dropped += 1
+            elif column is None:
+                reading.active[provider] = value
+            else:
+                row = reading.counters.get(provider)
+                if row is None:
+                    row = reading.counters[provider] = np.zeros(len(_RAW))
+                row[column] = value
+
+    def _read_times(self, histogram: Any, provider: ProviderName, reading: _Reading) -> None:
+        total, count = histogram.sample_sum, histogram.sample_count
+        buckets = histogram.bucket
+        if not math.isfinite(total) or total < 0.0 or count > ABSURD or not buckets:
+            self.dropped += 1
+            return
+        cumulative = np.array([b.cumulative_count for b in buckets], dtype=np.float64)
+        bounds = np.array([b.upper_bound for b in buckets])
+        increments = np.diff(cumulative, prepend=0.0)
+        if np.any(increments < 0.0) or cumulative[-1] > count:
+            self.dropped += 1
+            return
+        # Bounds that are not ours (a foreign bootstrap) fall into the bucket that holds them.
+        hist = np.zeros(_BUCKETS + 1)
+        np.add.at(hist, np.searchsorted(_BOUNDS, bounds), increments)
+        hist[_BUCKETS] += count - cumulative[-1]
+        reading.times[provider] = (total / 1e3, hist)
+
+
+def parse_metrics(body: bytes) -> pb.StreamMetricsMessage:
+    """Read one message. Raises RemoteProtocolError when it is none."""
+    message = pb.StreamMetricsMessage()
+    try:
+        message.ParseFromString(body)
+    except DecodeError as error:
+        raise RemoteProtocolError(f"metrics do not parse: {error}") from None
+    return message
+
+
+def _provider(metric: Any) -> str:
+    for label in metric.label:
+        if label.name == _CLUSTER_LABEL:
+            return str(label.value)
+    return ""
+
+
+def _batch(
+    node_id: NodeId,
+    reading: _Reading,
+    increments: dict[ProviderName, Floats],
+    covered_s: float,
+) -> SampleBatch:
+    names = tuple(increments)
+    raw = np.array([increments[n] for n in names]).reshape(len(names), len(_RAW))
+    counts = np.stack([raw[:, 0] + raw[:, 1], raw[:, 2] + raw[:, 3], raw[:, 4], raw[:, 5]], axis=1)
+    empty = (0.0, np.zeros(_BUCKETS + 1))
+    times = [reading.times.get(n, empty) for n in names]
+    return SampleBatch(
+        node_id,
+        names,
+        covered_s,
+        counts,
+        np.array([t for t, _ in times]),
+        np.array([h for _, h in times]).reshape(len(names), _BUCKETS + 1),
+        np.array([reading.active.get(n, 0.0) for n in names]),
+    )
