@@ -300,7 +300,7 @@ def _ask(admin: str, path: str) -> Any:
     from urllib.error import HTTPError, URLError
     from urllib.request import ProxyHandler, build_opener
 
-    if not admin.startswith(("http://", "https://")):
+    if not _is_url(admin):
         _fail(MISTAKE, [f"--admin {admin}: not a URL; write it as {DEFAULT_ADMIN}"])
     opener = build_opener(ProxyHandler({}))  # the admin API is near: no proxy in between
     try:
@@ -314,6 +314,16 @@ def _ask(admin: str, path: str) -> Any:
         why = error.reason if isinstance(error, URLError) else error
         why = getattr(why, "strerror", None) or why
         _fail(FAILED, [f"{admin}: no answer from the admin API: {why}; is xds-server running?"])
+
+
+def _is_url(text: str) -> bool:
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        return False
 
 
 def _detail(body: bytes) -> str:

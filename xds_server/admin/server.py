@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Final
 
 import uvicorn
@@ -62,12 +63,15 @@ async def serve_admin(app: Starlette, address: Address) -> AsyncIterator[Address
         server.should_exit = True
         await serving
         listener.close()
+        if address.is_pipe:
+            _path(address).unlink(missing_ok=True)
 
 
 async def _listen(address: Address) -> socket.socket:
     """Bind here, not in uvicorn, which ends the process when it cannot."""
     if address.is_pipe:
-        return _bind(socket.AF_UNIX, address.host.removeprefix("unix:"), address)
+        _remove_dead(_path(address))
+        return _bind(socket.AF_UNIX, str(_path(address)), address)
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
@@ -75,6 +79,24 @@ async def _listen(address: Address) -> socket.socket:
         raise _refused(address, error) from error
     family, _, _, _, target = found[0]
     return _bind(family, target, address)
+
+
+def _path(address: Address) -> Path:
+    return Path(address.host.removeprefix("unix:"))
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove the socket of a process that was killed; leave one that answers."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # a unix socket connects or refuses at once
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except OSError:
+            pass  # busy or not ours: binding says so
 
 
 def _bind(

@@ -23,13 +23,14 @@ METRICS_MAX: Final = 200_000
 ABSURD: Final = 1e15
 """Counters above this are not believed."""
 _CLUSTER_LABEL: Final = "envoy.cluster_name"
+_CLASS_LABEL: Final = "envoy.response_code_class"
 _BUCKETS: Final = len(LATENCY_BUCKETS_MS)
 _BOUNDS: Final = np.array(LATENCY_BUCKETS_MS)
 # Raw counters in the order of a provider's array.
 _RAW: Final = {
     "cluster.upstream_rq_total": 0,
     "cluster.upstream_rq_pending_failure_eject": 1,
-    "cluster.upstream_rq_5xx": 2,
+    "cluster.upstream_rq_xx": 2,  # upstream_rq_5xx, its class made a label
     "cluster.upstream_rq_retry": 3,
     "cluster.upstream_cx_rx_bytes_total": 4,
     "cluster.upstream_cx_tx_bytes_total": 5,
@@ -82,8 +83,8 @@ class MetricsDecoder:
         if column is None and name not in (_ACTIVE, _TIME):
             return
         for metric in family.metric:
-            provider = _provider(metric)
-            if provider not in self._providers:
+            provider, code_class = _labels(metric)
+            if provider not in self._providers or code_class not in ("", "5"):
                 continue
             self.samples += 1
             if name == _TIME:
@@ -129,11 +130,15 @@ def parse_metrics(body: bytes) -> pb.StreamMetricsMessage:
     return message
 
 
-def _provider(metric: Any) -> str:
+def _labels(metric: Any) -> tuple[ProviderName, str]:
+    """Cluster and response code class; "" where there is none."""
+    provider = code_class = ""
     for label in metric.label:
         if label.name == _CLUSTER_LABEL:
-            return str(label.value)
-    return ""
+            provider = label.value
+        elif label.name == _CLASS_LABEL:
+            code_class = label.value
+    return provider, code_class
 
 
 def _batch(
