@@ -57,96 +57,90 @@ def _headline(status: Row) -> Text:
     return text
 
 
-def _nodes(rows: Iterable[Row]) -> Table:
-    table = _table("node", "application", "phase", "locality", "via", "telemetry", "xDS", "unusual")
-    _numbers(table, "rps", "errors", "p95")
+def _nodes(rows: Sequence[Row]) -> RenderableType:
+    """One line per node, and below a line for each thing that is not as it should be."""
+    table = _table("node", "instance", "locality", "via", "xDS")
+    _numbers(table, "telemetry", "rps", "errors", "p95")
+    notes: list[Text] = []
     for node in rows:
         age = node["telemetry_age_s"]
+        open_types = [t for t in node["types"] if not _proven(t)]
+        proven = len(node["types"]) - len(open_types)
         table.add_row(
             node["node_id"],
-            node["application"],
-            f"{node['phase']} {_duration(node['phase_s'])}",
+            f"{node['application']} {node['phase']} {_duration(node['phase_s'])}",
             node["locality"],
             f"{node['protocol']}, {node['weights_via']}",
-            Text("none", style="yellow") if age is None else f"{age:.1f} s ago",
-            Text("\n").join(_delivery(t) for t in node["types"]),
-            Text("\n".join(_breach(b) for b in node["behaviour"] if b["state"] == "breach")),
+            f"{proven} of {len(node['types'])} ACK",
+            Text("none", style="yellow") if age is None else f"{age:.1f} s",
             _number(node["rps"]),
             _percent(node["error_ratio"]),
             _ms(node["latency_p95_ms"]),
         )
-    return table
+        about = [_delivery(t) for t in open_types]
+        about += [_breach(b) for b in node["behaviour"] if b["state"] == "breach"]
+        notes += [Text(f"{node['node_id']}: ").append_text(note) for note in about]
+    return Group(table, *notes)
+
+
+def _proven(row: Row) -> bool:
+    """Whether the node has said that it runs the version it was sent last."""
+    return bool(row["version_acked"]) and row["version_acked"] == row["version_sent"]
 
 
 def _delivery(row: Row) -> Text:
-    """One type on one stream: proven, on its way, refused or unanswered."""
-    name, sent, acked = row["type"], row["version_sent"], row["version_acked"]
+    """Say why one type on one stream is not proven: unanswered, refused or on its way."""
+    name, sent = row["type"], row["version_sent"]
     if row["silent"]:
         return Text(f"{name} silent for {row['unanswered_s']:.0f} s", style="red")
-    if row["last_nack"] and sent != acked:
+    if row["last_nack"]:
         return Text(f"{name} NACK ({row['nacks']}): {row['last_nack']}", style="red")
-    if sent != acked:
-        return Text(f"{name} sent {sent[:8]}", style="yellow")
-    return Text(f"{name} ACK {acked[:8]}" if acked else f"{name} -", style="green")
+    return Text(f"{name} sent {sent[:8]}" if sent else f"{name} not sent", style="yellow")
 
 
-def _breach(band: Row) -> str:
+def _breach(band: Row) -> Text:
     about = f"{band['name']} {band['service']}".strip()
-    return (
-        f"{about}: {_number(band['value'])}, not {_number(band['low'])} to {_number(band['high'])}"
+    low, high = _number(band["low"]), _number(band["high"])
+    return Text(f"{about}: {_number(band['value'])}, not {low} to {high}", style="yellow")
+
+
+def _routes(rows: Sequence[Row]) -> RenderableType:
+    return Group(*(part for row in rows for part in (_route_line(row), _shares(row))))
+
+
+def _route_line(route: Row) -> Text:
+    seen, slo = route["latency_p95_ms"], route["slo_p95_ms"]
+    late = seen is not None and slo is not None and seen > slo
+    return Text.assemble(
+        (_route_name(route, route["service"]), "bold"),
+        f"  {route['instances']} inst.  {_number(route['demand_rps'])}/s  ",
+        f"mean {_ms(route['latency_ms'])} (forecast {_ms(route['predicted_latency_ms'])})  ",
+        (f"p95 {_ms(seen)} (SLO {_ms(slo)})", "red" if late else ""),
+        f"  {_number(route['usd_per_million'])} USD/M  {_move(route)}",
     )
 
 
-def _routes(rows: Iterable[Row]) -> Table:
-    table = _table("route", "provider", "asked", "observed", "move")
-    _numbers(table, "demand", "mean", "p95", "SLO", "forecast", "USD/M")
-    for route in rows:
-        first = True
-        for share in route["providers"]:
-            numbers = (
-                (
-                    f"{route['demand_rps']:.1f}/s",
-                    _ms(route["latency_ms"]),
-                    _p95(route),
-                    _ms(route["slo_p95_ms"]),
-                    _ms(route["predicted_latency_ms"]),
-                    _number(route["usd_per_million"]),
-                )
-                if first
-                else ()
-            )
-            table.add_row(
-                _route_name(route) if first else "",
-                share["provider"],
-                _asked(share),
-                _share(share["observed_share"]),
-                _move(route) if first else "",
-                *numbers,
-            )
-            first = False
+def _route_name(group: Row, service: str) -> str:
+    return f"{group['application']} {group['phase']} {group['locality']} → {service}"
+
+
+def _shares(route: Row) -> RenderableType:
+    table = _table("  provider", "asked", "observed")
+    _numbers(table, "baseline")
+    table.add_column("")
+    for share in route["providers"]:
+        table.add_row(
+            f"  {share['provider']}",
+            _share(share["share"]),
+            _share(share["observed_share"]),
+            _percent(share["baseline_share"]),
+            Text(share["excluded_because"], style="dim"),
+        )
     return table
-
-
-def _route_name(route: Row) -> str:
-    where = f"{route['application']} {route['phase']} {route['locality']}"
-    return f"{where} → {route['service']} ({route['instances']})"
-
-
-def _asked(share: Row) -> Text:
-    if share["excluded_because"]:
-        return Text(share["excluded_because"], style="dim")
-    text = _share(share["share"])
-    return text.append(f"  was {_percent(share['baseline_share'])}", style="dim")
 
 
 def _share(share: float | None) -> Text:
     return Text(f"{_percent(share):>6} {bar(share):<{_BAR}}")
-
-
-def _p95(route: Row) -> Text:
-    seen, slo = route["latency_p95_ms"], route["slo_p95_ms"]
-    late = seen is not None and slo is not None and seen > slo
-    return Text(_ms(seen), style="red" if late else "")
 
 
 def _move(row: Row) -> str:
@@ -185,10 +179,9 @@ def _bottlenecks(rows: Iterable[Row]) -> Table:
 
 
 def _why(explanation: Row) -> Text:
-    route, group = explanation["route"], explanation["route"]["group"]
+    route = explanation["route"]
     return Text.assemble(
-        (f"{group['application']} {group['phase']} {group['locality']}", "bold"),
-        (f" → {route['service']}", "bold"),
+        (_route_name(route["group"], route["service"]), "bold"),
         f"\n{_move(explanation)}; gain {_number(explanation['gain_ms'])} ms per request; ",
         f"{_number(explanation['demand_rps'])} calls/s; "
         f"forecast {_ms(explanation['predicted_latency_ms'])}, "
@@ -198,8 +191,8 @@ def _why(explanation: Row) -> Text:
 
 def _terms(explanation: Row) -> Table:
     """Columns ``_TERMS`` add up to ``total``; with ``rent`` to ``next``, by which they rank."""
-    table = _table("provider", "asked", "observed")
-    _numbers(table, *_TERMS, "total", "rent", "next")
+    table = _table("provider", "asked")
+    _numbers(table, "observed", *_TERMS, "total", "rent", "next")
     table.add_column("")
     terms = explanation["terms"]
     marks = _marks(terms)
@@ -207,7 +200,7 @@ def _terms(explanation: Row) -> Table:
         table.add_row(
             term["provider"],
             _share(term["share"]),
-            _share(term["observed_share"]),
+            _percent(term["observed_share"]),
             *(_number(term[f"{name}_ms"]) for name in _TERMS),
             Text(_number(term["total_ms"]), style="bold"),
             _number(term["queueing_rent_ms"]),
