@@ -245,6 +245,10 @@ def unexplained_failures(
         1
         for s in samples
         if s.failed
-        and not any(service == s.service and a <= s.start_s <= b for service, a, b in faults)
+        and not any(
+            # What was in flight when the fault began was hit by it too.
+            service == s.service and a <= s.start_s + s.latency_s and s.start_s <= b
+            for service, a, b in faults
+        )
         and not any((s.service, int(s.start_s) + d) in ejected for d in (-1, 0, 1))
     )

@@ -31,6 +31,8 @@ from xds_server.model.topology import Mode
 
 INTERRUPTED: Final = 130
 TERMINATED: Final = 143
+LINE_WIDTH: Final = 110
+"""Of tables where there is no terminal to ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ def run_demo(options: DemoOptions) -> int:
     as asked. 130, 143: interrupted, terminated. No child outlives the call.
     """
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=LINE_WIDTH)
     try:
         envoy = _check(options)
         return _run(options, envoy, console)
