@@ -1,0 +1,95 @@
+"""Keeps every provider's endpoints current, from wherever they are found."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from adapters.discovery import open_discovery
+from xds_server.errors import AdapterError
+from xds_server.model.ids import ProviderName
+from xds_server.model.topology import Address, DiscoverySource, Mesh, Provider
+from xds_server.ports import Clock
+
+log = structlog.get_logger()
+
+BACK_OFF_S = (1.0, 30.0)
+"""First and longest wait before a lost source is watched again."""
+
+
+class Endpoints:
+    """One watch per provider that is discovered; declared endpoints need none.
+
+    What a source said last stays in force while it is lost.
+    """
+
+    def __init__(self, clock: Clock, changed: Callable[[], None]) -> None:
+        self._clock, self._changed = clock, changed
+        self._found: dict[ProviderName, tuple[Address, ...]] = {}
+        self._watches: dict[ProviderName, tuple[DiscoverySource, asyncio.Task[None]]] = {}
+        self._heard = asyncio.Event()
+
+    @property
+    def current(self) -> Mapping[ProviderName, tuple[Address, ...]]:
+        """Endpoints by provider; a provider not heard of yet is absent."""
+        return dict(self._found)
+
+    def set_mesh(self, mesh: Mesh) -> None:
+        """Start and stop watches; must be called inside the event loop."""
+        for name in self._watches.keys() - mesh.providers.keys():
+            self._watches.pop(name)[1].cancel()
+        self._found = {n: e for n, e in self._found.items() if n in mesh.providers}
+        for name, provider in mesh.providers.items():
+            self._set_provider(name, provider)
+
+    async def first(self, mesh: Mesh, within_s: float) -> None:
+        """Wait until every source has spoken once, or the time is over."""
+        try:
+            async with asyncio.timeout(within_s):
+                while mesh.providers.keys() - self._found.keys():
+                    self._heard.clear()
+                    await self._heard.wait()
+        except TimeoutError:
+            missing = sorted(mesh.providers.keys() - self._found.keys())
+            log.warning("discovery.slow", providers=missing, waited_s=within_s)
+
+    def stop(self) -> None:
+        """End every watch."""
+        for _, task in self._watches.values():
+            task.cancel()
+        self._watches.clear()
+
+    def _set_provider(self, name: ProviderName, provider: Provider) -> None:
+        source = provider.discovery
+        running = self._watches.get(name)
+        if running is not None and running[0] == source:
+            return
+        if running is not None:
+            self._watches.pop(name)[1].cancel()
+        if source is None:
+            self._found[name] = provider.endpoints
+        else:
+            task = asyncio.create_task(self._watch(provider), name=f"discovery {name}")
+            self._watches[name] = (source, task)
+
+    async def _watch(self, provider: Provider) -> None:
+        wait_s = BACK_OFF_S[0]
+        while True:
+            try:
+                async for update in open_discovery(provider).watch():
+                    wait_s = BACK_OFF_S[0]
+                    self._take(provider.name, update.endpoints)
+            except AdapterError as error:
+                log.warning("discovery.lost", provider=provider.name, reason=str(error))
+                if not error.retryable:
+                    return
+            await self._clock.sleep_s(wait_s)
+            wait_s = min(2.0 * wait_s, BACK_OFF_S[1])
+
+    def _take(self, name: ProviderName, endpoints: tuple[Address, ...]) -> None:
+        before = self._found.get(name)
+        self._found[name] = endpoints
+        self._heard.set()
+        if endpoints != before:
+            log.info("discovery.changed", provider=name, endpoints=[str(e) for e in endpoints[:64]])
+            self._changed()

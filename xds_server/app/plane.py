@@ -1,0 +1,283 @@
+"""The control plane's parts, joined; and what the admin API may see of them."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from xds_server.app.endpoints import Endpoints
+from xds_server.behaviour.bands import check_bands
+from xds_server.cache.publisher import NodeHandle, Publisher
+from xds_server.config import inert_keys
+from xds_server.engine.report import (
+    bottlenecks_status,
+    providers_status,
+    record_turn,
+    routes_status,
+)
+from xds_server.engine.runner import Engine
+from xds_server.errors import ConfigError, Problem
+from xds_server.model.decision import Explanation
+from xds_server.model.ids import RTDS, SHORT, NodeId, ProviderName, ServiceName
+from xds_server.model.snapshot import Node
+from xds_server.model.status import BandStatus, NodeStatus, Status, TypeStatus
+from xds_server.model.topology import Mesh
+from xds_server.observability import Metrics
+from xds_server.ports import Clock
+from xds_server.registry.registry import Registry
+from xds_server.resources.mesh import MeshResources
+from xds_server.wire.ads import AggregatedDiscoveryService
+from xds_server.wire.load_stats import LoadReportingService
+from xds_server.wire.metrics_service import MetricsService
+from xds_server.wire.pump import Stream
+from xds_server.wire.record import Recorder
+
+log = structlog.get_logger()
+
+STALLED_TICKS = 5
+"""Ticks without one after which the engine counts as stalled, and the plane as not ready."""
+LOAD_REPORTS_VALID = 3
+"""Load report intervals for which what a provider said stays valid."""
+
+
+class ControlPlane:
+    """All parts of one process; the ``View`` of the admin API."""
+
+    def __init__(self, path: Path, mesh: Mesh, clock: Clock) -> None:
+        self._path, self._clock = path, clock
+        self.mesh = mesh
+        self.metrics = Metrics()
+        self.metrics.config_last_reload_success.set(1)
+        self.endpoints = Endpoints(clock, self.endpoints_changed)
+        self.registry = Registry(
+            _services(mesh), slot_s=mesh.engine.tick_s, load_valid_s=_load_valid_s(mesh)
+        )
+        resources = MeshResources(mesh, {})
+        self.publisher = Publisher(mesh, resources)
+        self.engine = Engine(mesh, {}, self.publisher, self.registry)
+        recorder = Recorder(self.metrics)
+        self.ads = AggregatedDiscoveryService(self, recorder, clock)
+        self.metrics_service = MetricsService(self.registry, recorder, clock)
+        self.load_stats = LoadReportingService(
+            self.registry, recorder, clock, lambda: self.mesh.telemetry.load_report_interval_s
+        )
+        self.serving = False
+        self.config_error = ""
+        self._started_s = clock.now_s()
+        self._turned_s: float | None = None
+
+    # -- Source of the ADS streams ---------------------------------------------------
+
+    def connect(self, node: Node) -> NodeHandle:
+        """Register a stream: its node gets a snapshot, and counts as an instance."""
+        handle = self.publisher.connect(node)
+        self.registry.node_connected(node, self._clock.now_s())
+        log.info("xds.node_connected", node_id=node.node_id, application=node.application)
+        return handle
+
+    def disconnect(self, node_id: NodeId) -> None:
+        """Take back one ``connect``."""
+        self.publisher.disconnect(node_id)
+        self.registry.node_disconnected(node_id)
+        log.info("xds.node_disconnected", node_id=node_id)
+
+    def uses_runtime(self, node_id: NodeId) -> None:
+        """Say that the node subscribes to RTDS."""
+        self.publisher.uses_runtime(node_id)
+
+    # -- changes ---------------------------------------------------------------------
+
+    def reload(self, mesh: Mesh) -> None:
+        """Take over another configuration.
+
+        Raises ConfigError for a change that needs a restart; then nothing is changed.
+        """
+        if mesh.server != self.mesh.server:
+            problem = Problem(
+                str(self._path),
+                0,
+                "server",
+                "cannot change while serving",
+                "undo the change or restart",
+            )
+            raise ConfigError((problem,))
+        for gone in self.mesh.providers.keys() - mesh.providers.keys():
+            self.metrics.forget_provider(gone)
+        self.mesh = mesh
+        self.registry.set_providers(
+            _services(mesh), slot_s=mesh.engine.tick_s, load_valid_s=_load_valid_s(mesh)
+        )
+        self.endpoints.set_mesh(mesh)
+        self.endpoints_changed()
+
+    def endpoints_changed(self) -> None:
+        """Bring resources and problem up to date with what is configured and found."""
+        found = self.endpoints.current
+        self.publisher.set_mesh(self.mesh, MeshResources(self.mesh, found))
+        self.engine.set_mesh(self.mesh, found)
+
+    # -- time ------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """Run one tick and record it."""
+        now_s = self._clock.now_s()
+        if self.publisher.expire(now_s):
+            log.error("engine.weights_expired", ttl_s=self.mesh.engine.weights_ttl_s)
+            self.engine.forget_published()
+        turn = self.engine.turn(now_s, self._clock.wall_s())
+        self._turned_s = now_s
+        record_turn(self.metrics, self.engine.state.problem, turn)
+        self._record_nodes()
+        if turn.duration_s > self.mesh.engine.tick_s:
+            self.metrics.tick_overruns_total.inc()
+
+    def expire(self) -> None:
+        """Withdraw weights that a stuck engine no longer renews."""
+        if self.publisher.expire(self._clock.now_s()):
+            log.error("engine.weights_expired", ttl_s=self.mesh.engine.weights_ttl_s)
+            self.engine.forget_published()
+
+    def _record_nodes(self) -> None:
+        metrics, last = self.metrics, self.engine.last
+        if last is None:
+            return
+        metrics.registry_pairs.set(self.registry.pairs)
+        ages = [s.telemetry_age_s for s in last.signals]
+        metrics.telemetry_age_seconds.set(max(ages, default=0.0))
+        applications: Counter[str] = Counter(dict.fromkeys(self.mesh.applications, 0))
+        phases = Counter(
+            {
+                (name, profile.name): 0
+                for name, application in self.mesh.applications.items()
+                for profile in application.template.profiles
+            }
+        )
+        for node_id, connected in self.registry.nodes.items():
+            application = connected.node.application
+            applications[application] += 1
+            if node_id in last.phases:
+                phases[application, last.phases[node_id].phase] += 1
+        for application, count in applications.items():
+            metrics.nodes.labels(application).set(count)
+        for (application, phase), count in phases.items():
+            metrics.instances.labels(application, phase).set(count)
+        silent = {
+            s.node.node_id
+            for s in self.ads.streams
+            if s.node and any(p.silent for p in s.progress().values())
+        }
+        metrics.silent_nodes.set(len(silent))
+        breaches: Counter[tuple[str, str]] = Counter()
+        for signals in last.signals:
+            if signals.node_id in self.registry.nodes:
+                application = self.registry.nodes[signals.node_id].node.application
+                for band in self._bands(signals.node_id):
+                    breaches[application, band.name] += band.state == "breach"
+        for key, count in breaches.items():
+            metrics.behaviour_breaches.labels(*key).set(count)
+
+    # -- View ------------------------------------------------------------------------
+
+    def ready(self) -> tuple[bool, Mapping[str, str]]:
+        """Return whether Envoys can be served, and why not."""
+        age_s = None if self._turned_s is None else self._clock.now_s() - self._turned_s
+        ticking = age_s is not None and age_s < STALLED_TICKS * self.mesh.engine.tick_s
+        parts = {
+            "xds": "serving" if self.serving else "not serving",
+            "engine": "ticking" if ticking else "stalled",
+            "config": "current" if not self.config_error else "newest change refused",
+        }
+        return self.serving and ticking, parts
+
+    def status(self) -> Status:
+        """Return the state of everything, now."""
+        now_s, last = self._clock.now_s(), self.engine.last
+        problem = self.engine.state.problem
+        fits = last is not None and len(last.tick.decision.shares) == len(problem.excluded_because)
+        turn = last if fits else None
+        found = self.endpoints.current
+        return Status(
+            mesh=self.mesh.name,
+            mode=self.mesh.mode.value,
+            uptime_s=now_s - self._started_s,
+            ticks=self.engine.turns,
+            last_tick_age_s=None if self._turned_s is None else now_s - self._turned_s,
+            last_tick_ms=None if last is None else 1e3 * last.duration_s,
+            config_path=str(self._path),
+            config_error=self.config_error,
+            inert_keys=inert_keys(self.mesh),
+            nodes=tuple(self._node(s, now_s) for s in self.ads.streams if s.node is not None),
+            routes=routes_status(problem, turn) if turn else (),
+            providers=providers_status(problem, turn, _services(self.mesh), found) if turn else (),
+            bottlenecks=bottlenecks_status(turn) if turn else (),
+        )
+
+    def explain(self, application: str, service: str) -> tuple[Explanation, ...]:
+        """Return one explanation per route, in order. Raises KeyError."""
+        return self.engine.explain(application, service)
+
+    def _node(self, stream: Stream, now_s: float) -> NodeStatus:
+        node = stream.node
+        assert node is not None
+        last = self.engine.last
+        signals = (
+            next((s for s in last.signals if s.node_id == node.node_id), None) if last else None
+        )
+        phase = last.phases.get(node.node_id) if last else None
+        via = self.publisher.weights_via(node.node_id)
+        levels = (node.locality_region, node.locality_zone, node.locality_sub_zone)
+        return NodeStatus(
+            node_id=node.node_id,
+            application=node.application,
+            locality="/".join(level for level in levels if level) or "-",
+            phase=phase.phase if phase else "",
+            phase_s=now_s - phase.since_s if phase else 0.0,
+            age_s=now_s - stream.opened_at_s,
+            protocol=stream.protocol,
+            weights_via=via.value if via else "none",
+            telemetry_age_s=signals.telemetry_age_s if signals else None,
+            rps=signals.rps if signals else 0.0,
+            error_ratio=signals.error_ratio if signals else 0.0,
+            latency_p95_ms=1e3 * signals.latency_p95_s if signals else None,
+            types=_types(stream),
+            behaviour=self._bands(node.node_id),
+        )
+
+    def _bands(self, node_id: NodeId) -> tuple[BandStatus, ...]:
+        last, connected = self.engine.last, self.registry.nodes.get(node_id)
+        if last is None or connected is None:
+            return ()
+        application = self.mesh.applications.get(connected.node.application)
+        signals = next((s for s in last.signals if s.node_id == node_id), None)
+        if application is None or signals is None:
+            return ()
+        override = str(connected.node.metadata.get("template", ""))
+        template = self.mesh.templates.get(override, application.template)
+        return check_bands(template.behaviour, signals)
+
+
+def _types(stream: Stream) -> tuple[TypeStatus, ...]:
+    """In the order in which Envoy asks; RTDS first."""
+    order = {url: i for i, url in enumerate((RTDS, *SHORT))}
+    found = sorted(stream.progress().items(), key=lambda item: order[item[0]])
+    return tuple(
+        TypeStatus(
+            SHORT[url],
+            p.version_sent,
+            p.version_acked,
+            p.nacks,
+            p.last_nack,
+            p.unanswered_s,
+            p.silent,
+        )
+        for url, p in found
+    )
+
+
+def _services(mesh: Mesh) -> dict[ProviderName, ServiceName]:
+    return {p.name: p.service for p in mesh.providers.values()}
+
+
+def _load_valid_s(mesh: Mesh) -> float:
+    return LOAD_REPORTS_VALID * mesh.telemetry.load_report_interval_s

@@ -1,0 +1,134 @@
+"""Runs a control plane as one process: tasks, signals, reload, shutdown."""
+
+import asyncio
+import gc
+import signal
+from pathlib import Path
+
+import structlog
+from watchfiles import awatch
+
+from xds_server.admin import create_admin, serve_admin
+from xds_server.app.clock import SystemClock
+from xds_server.app.plane import ControlPlane
+from xds_server.config import inert_keys, load_mesh
+from xds_server.errors import ConfigError
+from xds_server.wire.server import serving
+
+log = structlog.get_logger()
+
+DISCOVERY_WITHIN_S = 10.0
+"""How long start-up waits for discovery: Envoys that reconnect must not be told "none"."""
+DRAIN_S = 2.0
+EXPIRY_CHECK_S = 0.5
+
+
+async def run(path: Path) -> int:
+    """Serve the mesh in that file until a signal; return the exit code."""
+    mesh = load_mesh(path)
+    plane = ControlPlane(path, mesh, SystemClock())
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    plane.endpoints.set_mesh(mesh)
+    await plane.endpoints.first(mesh, DISCOVERY_WITHIN_S)
+    plane.endpoints_changed()
+    handlers = (
+        plane.ads.handler(),
+        plane.metrics_service.handler(),
+        plane.load_stats.handler(),
+    )
+    admin = create_admin(plane, plane.metrics)
+    async with serve_admin(admin, mesh.server.admin), serving(mesh.server, handlers):
+        plane.serving = True
+        log.info(
+            "server.started",
+            mesh=mesh.name,
+            mode=mesh.mode.value,
+            xds=str(mesh.server.xds),
+            admin=str(mesh.server.admin),
+            inert_keys=inert_keys(mesh),
+        )
+        # What exists now stays: the collector need not look at it in every pass.
+        gc.freeze()
+        await _work(plane, path, stop)
+        plane.serving = False
+        await plane.ads.drain(DRAIN_S)
+    plane.endpoints.stop()
+    log.info("server.stopped")
+    return 0
+
+
+async def _work(plane: ControlPlane, path: Path, stop: asyncio.Event) -> None:
+    """Run every task until ``stop``; one that fails by a bug ends the process."""
+    async with asyncio.TaskGroup() as tasks:
+        running = [
+            tasks.create_task(_tick(plane), name="engine"),
+            tasks.create_task(_watch_expiry(plane), name="expiry"),
+            tasks.create_task(_watch_config(plane, path, stop), name="config"),
+        ]
+        await stop.wait()
+        log.info("server.stopping")
+        for task in running:
+            task.cancel()
+
+
+async def _tick(plane: ControlPlane) -> None:
+    """Turn once per tick, at a fixed pace; a tick that is late is not made up for."""
+    loop = asyncio.get_running_loop()
+    due_s = loop.time()
+    while True:
+        due_s = max(due_s + plane.mesh.engine.tick_s, loop.time())
+        await asyncio.sleep(due_s - loop.time())
+        try:
+            plane.turn()
+        except Exception:
+            # A bug of ours must not stop the other ticks; if it repeats, weights expire.
+            plane.metrics.tick_failures_total.inc()
+            log.exception("engine.tick_failed")
+
+
+async def _watch_expiry(plane: ControlPlane) -> None:
+    while True:
+        await asyncio.sleep(EXPIRY_CHECK_S)
+        plane.expire()
+
+
+async def _watch_config(plane: ControlPlane, path: Path, stop: asyncio.Event) -> None:
+    """Reload when the file changes; also when it is replaced, as editors and Kubernetes do."""
+    before, folder = _content(path), _folder(path)
+    async for _ in awatch(folder, stop_event=stop, recursive=False):
+        now = _content(path)
+        if now == before:
+            continue
+        before = now
+        reload(plane, path)
+
+
+def _folder(path: Path) -> Path:
+    return path.absolute().parent
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def reload(plane: ControlPlane, path: Path) -> bool:
+    """Put the file into force, or say why not and leave things as they are."""
+    try:
+        plane.reload(load_mesh(path))
+    except ConfigError as error:
+        plane.config_error = str(error)
+        plane.metrics.config_reloads_total.labels("refused").inc()
+        plane.metrics.config_last_reload_success.set(0)
+        log.error("config.refused", problems=[str(p) for p in error.problems[:20]])  # noqa: TRY400
+        return False
+    plane.config_error = ""
+    plane.metrics.config_reloads_total.labels("ok").inc()
+    plane.metrics.config_last_reload_success.set(1)
+    log.info("config.reloaded", mesh=plane.mesh.name, inert_keys=inert_keys(plane.mesh))
+    return True

@@ -1,0 +1,187 @@
+"""Keeps the loop turning: groups from phases, the problem from groups, a tick from both."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from xds_server.behaviour.phases import PhaseState, PhaseTracker
+from xds_server.cache.publisher import Publisher
+from xds_server.engine.explain import explain
+from xds_server.engine.loop import Tick, tick
+from xds_server.engine.problem import build_problem
+from xds_server.engine.state import EngineState, adopt, initial_state
+from xds_server.engine.types import Group
+from xds_server.errors import XdsServerError
+from xds_server.model.decision import Explanation
+from xds_server.model.ids import GroupKey, Locality, NodeId, ProviderName
+from xds_server.model.snapshot import Node
+from xds_server.model.telemetry import InstanceSignals
+from xds_server.model.template import Template
+from xds_server.model.topology import Address, Mesh, Mode
+from xds_server.registry.registry import Registry
+
+log = structlog.get_logger()
+
+WINDOW_SLOTS = 2
+"""Completed ticks that one evaluation looks at: a report that is late by one still counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One tick with what it was made from; what status and metrics are made of."""
+
+    tick: Tick
+    signals: tuple[InstanceSignals, ...]
+    phases: Mapping[NodeId, PhaseState]
+    duration_s: float
+
+
+class Engine:
+    """The engine as one object: call ``turn`` once per tick."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        endpoints: Mapping[ProviderName, tuple[Address, ...]],
+        publisher: Publisher,
+        registry: Registry,
+    ) -> None:
+        self._mesh, self._endpoints = mesh, endpoints
+        self._publisher, self._registry = publisher, registry
+        self._tracker = PhaseTracker()
+        self._groups: dict[GroupKey, Group] = {}
+        self._state = initial_state(build_problem(mesh, endpoints, ()))
+        self._last_s: float | None = None
+        self.turns = 0
+        self.last: Turn | None = None
+
+    @property
+    def state(self) -> EngineState:
+        """What the engine remembers."""
+        return self._state
+
+    def set_mesh(self, mesh: Mesh, endpoints: Mapping[ProviderName, tuple[Address, ...]]) -> None:
+        """Take over another configuration or other endpoints; what still exists is kept."""
+        stopped = self._mesh.mode is Mode.ENFORCE and mesh.mode is not Mode.ENFORCE
+        self._mesh, self._endpoints = mesh, endpoints
+        self._groups = {
+            key: group
+            for key, group in self._groups.items()
+            if key.application in mesh.applications and self._has_phase(group)
+        }
+        problem = build_problem(mesh, endpoints, self._groups.values())
+        self._state = adopt(self._state, problem)
+        if stopped:  # nothing is published any more: sidecars are at their baseline
+            self.forget_published()
+            self._state.shares = initial_state(problem).shares
+
+    def forget_published(self) -> None:
+        """Say that sidecars no longer have what was published last."""
+        self._state.weights[:] = 0
+
+    def turn(self, now_s: float, wall_s: float) -> Turn:
+        """Run one tick. Raises nothing that a peer can cause."""
+        begun = time.perf_counter()
+        elapsed_s = self._mesh.engine.tick_s if self._last_s is None else now_s - self._last_s
+        self._last_s = now_s
+        self._registry.roll()
+        signals = tuple(self._registry.signals(now_s))
+        phases = self._update_groups(signals, now_s, wall_s)
+        done = tick(
+            self._state,
+            self._registry.window(now_s, WINDOW_SLOTS),
+            self._registry.provider_load(now_s),
+            self._publisher,
+            self._mesh.engine,
+            self._mesh.mode,
+            now_s=now_s,
+            elapsed_s=max(elapsed_s, 1e-3),
+        )
+        self.turns += 1
+        self.last = Turn(done, signals, phases, time.perf_counter() - begun)
+        return self.last
+
+    def explain(self, application: str, service: str) -> tuple[Explanation, ...]:
+        """Explain every route of that application and service. Raises KeyError if none."""
+        routes = [
+            r
+            for r in self._state.problem.routes
+            if r.group.application == application and r.service == service
+        ]
+        if not routes or self.last is None:
+            raise KeyError(f"{application}/{service}")
+        last = self.last.tick
+        if len(last.decision.shares) != len(self._state.problem.excluded_because):
+            raise KeyError(f"{application}/{service}")  # reloaded, not yet decided anew
+        return tuple(explain(self._state.problem, last, r) for r in routes)
+
+    # -- groups ----------------------------------------------------------------------
+
+    def _update_groups(
+        self, signals: tuple[InstanceSignals, ...], now_s: float, wall_s: float
+    ) -> Mapping[NodeId, PhaseState]:
+        nodes = {node_id: c.node for node_id, c in self._registry.nodes.items()}
+        instances = [
+            (s, template)
+            for s in signals
+            if (template := self._template(nodes[s.node_id])) is not None
+        ]
+        phases = self._tracker.update(instances, now_s=now_s, wall_s=wall_s)
+        members: dict[GroupKey, set[NodeId]] = {}
+        for node_id, state in phases.items():
+            members.setdefault(_group_key(nodes[node_id], state), set()).add(node_id)
+        groups = {
+            key: self._group(key, frozenset(ids), nodes, phases, now_s)
+            for key, ids in members.items()
+        }
+        if groups != self._groups:
+            self._groups = groups
+            problem = build_problem(self._mesh, self._endpoints, groups.values())
+            self._state = adopt(self._state, problem)
+        for key, ids in members.items():
+            for node_id in ids:
+                self._publisher.set_group(node_id, key)
+        return phases
+
+    def _group(
+        self,
+        key: GroupKey,
+        ids: frozenset[NodeId],
+        nodes: Mapping[NodeId, Node],
+        phases: Mapping[NodeId, PhaseState],
+        now_s: float,
+    ) -> Group:
+        known = self._groups.get(key)
+        if known is not None:
+            return Group(key, ids, known.template, known.origin_phase, known.since_s)
+        first = min(ids)
+        template = self._template(nodes[first])
+        if template is None:
+            raise XdsServerError(f"group {key} has no template")
+        return Group(key, ids, template.name, phases[first].previous, now_s)
+
+    def _template(self, node: Node) -> Template | None:
+        """Return the template in force; None for what a reload took away."""
+        override = str(node.metadata.get("template", ""))
+        if node.application not in self._mesh.applications:
+            return None
+        if override:
+            return self._mesh.templates.get(override)
+        return self._mesh.applications[node.application].template
+
+    def _has_phase(self, group: Group) -> bool:
+        key = group.key
+        name = key.template or self._mesh.applications[key.application].template.name
+        template = self._mesh.templates.get(name)
+        return (
+            template is not None
+            and name == group.template
+            and any(p.name == key.phase for p in template.profiles)
+        )
+
+
+def _group_key(node: Node, state: PhaseState) -> GroupKey:
+    where = Locality(node.locality_region, node.locality_zone, node.locality_sub_zone)
+    return GroupKey(node.application, state.phase, where, str(node.metadata.get("template", "")))
