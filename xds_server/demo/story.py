@@ -7,13 +7,14 @@ from typing import Final
 
 import numpy as np
 
-from xds_server.demo.options import DEFAULT_DURATION_S
 from xds_server.model.telemetry import Floats
 
 OUTAGE_MARGIN_S: Final = 3.0
 """The controller stays away this much longer than weights live."""
 RESUME_S: Final = 7.0
 """Left after the controller's return, to see the engine take over again."""
+SETTLE_S: Final = 4.0
+"""Between the last provider's fault and the controller's, so that each has its own failures."""
 LOW_RATIO: Final = 0.45
 """The load before the peak, of the peak's."""
 RAMP_S: Final = 2.0
@@ -86,7 +87,7 @@ def tell(duration_s: float, weights_ttl_s: float) -> Story:
     """Return the story for a duration; all but the controller's outage scales with it."""
     outage_s = weights_ttl_s + OUTAGE_MARGIN_S
     killed_at_s = duration_s - outage_s - RESUME_S
-    scale = killed_at_s / (DEFAULT_DURATION_S - 2 * RESUME_S)
+    scale = (killed_at_s - SETTLE_S) / _EVENTS[-1].until_s
     scaled = tuple(
         Event(e.name, e.kind, e.at_s * scale, e.until_s * scale, e.provider, e.factor)
         for e in _EVENTS

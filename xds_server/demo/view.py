@@ -25,7 +25,7 @@ WINDOW_S: Final = 4.0
 """Latency and failures are those of the last few seconds."""
 SHARE_S: Final = 2
 WIDTH: Final = 100
-_BAR: Final = 22
+_BAR: Final = 20
 
 
 @dataclass(slots=True)
@@ -196,7 +196,7 @@ def _instances(scene: Scene) -> Table:
 
 def _providers(scene: Scene, now_s: float) -> Table:
     table = _table(
-        ("route", 18), ("provider", 15), (" asked", 6), ("observed", _BAR + 5),
+        ("route", 17), ("provider", 14), (" asked", 6), ("observed", _BAR + 6),
         (" p50", 5), (" p95", 5), (" failed", 6), (" $/M", 5),
     )  # fmt: skip
     recent = _recent(scene, now_s)
