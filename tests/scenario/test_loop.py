@@ -110,6 +110,32 @@ def test_modes_that_do_not_enforce_publish_nothing_but_still_decide() -> None:
     assert not np.allclose(plane.last.decision.shares, plane.state.shares)
 
 
+def test_mode_observe_measures_and_decides_nothing() -> None:
+    plane = Plane(three(), 150.0, baseline=BASELINE, mode=Mode.OBSERVE)
+    plane.step(5)
+    assert plane.last is not None
+    assert plane.last.decision.hold_reason == (HoldReason.OBSERVING,)
+    assert plane.last.evaluation.observation.route_rps[0] > 100.0
+    assert plane.actuator.overlays == []
+
+
+def test_a_provider_that_failed_half_its_requests_is_tried_again_when_it_is_well() -> None:
+    """At the floor it gets less than one request a second, and still comes back."""
+    stations = three()
+    profile = Profile("steady", performance_weight=1.0, cost_weight=0.0)
+    plane = Plane(stations, 60.0, baseline=BASELINE, profiles=(profile,))
+    plane.step(20)
+    before = plane.shares["east"]
+    stations["east"].service_s *= 6.0
+    stations["east"].error_ratio = 0.5
+    plane.step(12)
+    assert plane.shares["east"] < before / 3.0
+    stations["east"].service_s /= 6.0
+    stations["east"].error_ratio = 0.0
+    plane.step(12)
+    assert plane.shares["east"] >= before / 2.0
+
+
 def test_a_change_of_phase_moves_no_traffic_by_itself() -> None:
     profiles = (
         Profile("early", when="instance.age_s < 30.0", latency_p95_s=0.3),

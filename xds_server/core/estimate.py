@@ -24,6 +24,8 @@ CUSUM_LIMIT = 4.0
 no shift at all once in about 170 (Siegmund's approximation)."""
 EXPIRE_S = 60.0
 """Time constant with which an unmeasured model returns to its prior."""
+ERROR_MEMORY = 5.0
+ERROR_FADE_S = 5.0
 MODEL_FLOOR = 0.03**2
 """Variance of a measurement that no number of samples removes: model error."""
 
@@ -73,14 +75,29 @@ def update(
     return LogFilter(mean, variance, state.prior, slower, faster), surprised
 
 
-def error_ratio(previous: Floats, errors: Floats, attempts: Floats, elapsed_s: float) -> Floats:
-    """(J,) share of attempts that fail: each tick weighs as much as it has attempts.
+@dataclass(frozen=True, slots=True)
+class ErrorCounts:
+    """Attempts that count, and how many of them failed; axis 0 (J) is the provider."""
 
-    Five attempts move the estimate half the way, so a provider that dies under load is
-    believed dead in one tick, and one failure among few does not condemn it. Without
-    attempts the estimate returns to 0 within ``EXPIRE_S``, to be tried again.
+    failed: Floats  # (J,)
+    attempts: Floats  # (J,)
+
+    @property
+    def ratio(self) -> Floats:
+        """(J,) share of attempts that fail, as if one more had succeeded."""
+        return self.failed / (self.attempts + 1.0)
+
+
+def count_errors(
+    before: ErrorCounts, failed: Floats, attempts: Floats, elapsed_s: float
+) -> ErrorCounts:
+    """Add a tick's attempts to what is remembered of those before.
+
+    No more than ``ERROR_MEMORY`` earlier attempts count against new ones, so a provider
+    that dies under load is believed dead in one tick; and they fade within
+    ``ERROR_FADE_S``, so one that was given up is soon tried again.
     """
-    weight = attempts / (attempts + 5.0)
-    observed = np.clip(errors / np.maximum(attempts, 1e-9), 0.0, 1.0)
-    fresh = previous + weight * (observed - previous)
-    return np.where(attempts > 0.0, fresh, previous * np.exp(-elapsed_s / EXPIRE_S))
+    fade = np.exp(-elapsed_s / ERROR_FADE_S)
+    kept = fade * np.minimum(1.0, ERROR_MEMORY / np.maximum(before.attempts, 1e-9))
+    failed = np.minimum(failed, attempts)
+    return ErrorCounts(before.failed * kept + failed, before.attempts * kept + attempts)

@@ -71,7 +71,7 @@ def evaluate(
         observation=seen,
         stations=stations,
         sigma_ratio=np.sqrt(models.service.variance),
-        error_ratio=models.error_ratio,
+        error_ratio=models.errors.ratio,
         price_usd=price_usd,
         demand_rps=demand,
         shares_now=state.shares,
@@ -124,8 +124,8 @@ def _update_models(
         service=service_filter,
         kappa=np.clip(kappa, 0.1, 20.0),
         tail_ratio=models.tail_ratio + tail_weight * (np.clip(tail, 1.0, 10.0) - models.tail_ratio),
-        error_ratio=estimate.error_ratio(
-            models.error_ratio,
+        errors=estimate.count_errors(
+            models.errors,
             seen.provider_errors * overlap,
             np.maximum(seen.provider_attempts, seen.provider_errors) * overlap,
             elapsed_s,
@@ -219,7 +219,7 @@ def _costs(
     )
     p95 = latency.p95_s(stations, _planned_rps(state, demand))[provider]
     return PairCosts(
-        error=objective.error_ms(models.error_ratio[provider], problem.failure_ms[route]),
+        error=objective.error_ms(models.errors.ratio[provider], problem.failure_ms[route]),
         price=rate[route] * price_usd[provider],
         egress=rate[route] * egress_usd,
         geography=objective.PREFER_RATIO

@@ -45,7 +45,7 @@ def tick(
     bottlenecks = find_bottlenecks(problem, evaluation)
     candidates = generate(problem, evaluation, state.last_good, settings)
     simulated = simulate(problem, evaluation, candidates)
-    decision = select(problem, evaluation, bottlenecks, simulated)
+    decision = select(problem, evaluation, bottlenecks, simulated, mode)
     deployment = deploy(
         problem, decision, state.shares, state.weights, actuator, mode=mode, now_s=now_s
     )

@@ -7,6 +7,7 @@ from xds_server.core.tables import Bools, Floats
 from xds_server.engine.simulate import forecast
 from xds_server.engine.types import Bottlenecks, Evaluation, Problem, Simulated
 from xds_server.model.decision import MOVES, Decision, HoldReason, Move
+from xds_server.model.topology import Mode
 
 SWITCH_RATIO = 0.01
 """What moving all of a route's traffic costs, as a share of its objective."""
@@ -16,12 +17,17 @@ DEADBAND_GAIN_RATIO = 0.005
 
 
 def select(
-    problem: Problem, evaluation: Evaluation, bottlenecks: Bottlenecks, simulated: Simulated
+    problem: Problem,
+    evaluation: Evaluation,
+    bottlenecks: Bottlenecks,
+    simulated: Simulated,
+    mode: Mode,
 ) -> Decision:
     """Gate: take the plan with the lowest forecast, then hold the routes that gain too little.
 
     A route's gain is first order: d (w_now - w) (C + p), at the mean of the prices before
-    and after, since routes share providers and a plan's total does not split.
+    and after, since routes share providers and a plan's total does not split. Mode
+    observe measures and never decides.
     """
     pairs, now = problem.pairs, evaluation.shares_now
     proposed = simulated.candidates.proposed
@@ -32,6 +38,8 @@ def select(
     gain = pairs.sum_by_route((now - plan.shares) * marginal)
     hold = simulated.forecasts[0]
     reasons = _reasons(problem, evaluation, plan.shares, gain, hold.cost_ms)
+    if mode is Mode.OBSERVE:
+        reasons = (HoldReason.OBSERVING,) * pairs.routes
     move = np.array([MOVES.index(Move.HOLD if r else plan.move) for r in reasons], dtype=np.int64)
     held = np.array([bool(r) for r in reasons], dtype=bool)
     shares = np.where(held[pairs.route], now, plan.shares)

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from xds_server.core import limits
-from xds_server.core.estimate import LogFilter
+from xds_server.core.estimate import ErrorCounts, LogFilter
 from xds_server.core.tables import Floats, Ints
 from xds_server.engine.deploy import Deployment
 from xds_server.engine.types import Problem
@@ -28,7 +28,7 @@ class Models:
     service: LogFilter  # log seconds
     kappa: Floats
     tail_ratio: Floats
-    error_ratio: Floats
+    errors: ErrorCounts
     calibration: Floats  # (R,) factor on sigma
     demand_rps: Floats  # (R,) smoothed
     budget_pressure: Floats  # (R,) >= 1, factor on the price of money
@@ -72,7 +72,7 @@ def initial_state(problem: Problem) -> EngineState:
         ),
         kappa=np.ones(providers),
         tail_ratio=np.full(providers, 2.0),
-        error_ratio=np.zeros(providers),
+        errors=ErrorCounts(np.zeros(providers), np.zeros(providers)),
         calibration=np.ones(routes),
         demand_rps=np.full(routes, np.nan),
         budget_pressure=np.ones(routes),
@@ -124,7 +124,10 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
         ),
         kappa=_take(m.kappa, provider_from, fresh.kappa),
         tail_ratio=_take(m.tail_ratio, provider_from, fresh.tail_ratio),
-        error_ratio=_take(m.error_ratio, provider_from, fresh.error_ratio),
+        errors=ErrorCounts(
+            _take(m.errors.failed, provider_from, fresh.errors.failed),
+            _take(m.errors.attempts, provider_from, fresh.errors.attempts),
+        ),
         calibration=_take(m.calibration, route_from, fresh.calibration),
         demand_rps=_take(m.demand_rps, route_from, fresh.demand_rps),
         budget_pressure=_take(m.budget_pressure, route_from, fresh.budget_pressure),

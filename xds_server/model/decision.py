@@ -30,7 +30,7 @@ class HoldReason(StrEnum):
     NO_PROVIDER = "no provider allowed"
     GAIN_BELOW_COST = "gain below switching cost"
     DEADBAND = "change below deadband"
-    MODE = "mode does not enforce"
+    OBSERVING = "mode observe measures only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Decision:
     shares: Floats  # (P,)
     chosen: Forecast
     hold: Forecast
-    gap_ratio: float  # Frank-Wolfe certificate of the solver, relative
+    gap_ratio: float  # the solver's duality gap, relative
     iterations: int
 
 
