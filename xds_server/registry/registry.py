@@ -193,7 +193,7 @@ class Registry:
             node_id=node_id,
             age_s=now_s - known.since_s,
             rps=float(rates.sum()),
-            error_ratio=float(errors / requests) if requests else 0.0,
+            error_ratio=min(float(errors / max(requests, 1.0)), 1.0),
             latency_p95_s=float(quantile_s(merged, _BOUNDS_S, 0.95)) if len(rows) else math.nan,
             rps_by_service=by_service,
             response_bytes_by_service={s: received[s] / n for s, n in answered.items() if n > 0.0},

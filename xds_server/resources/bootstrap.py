@@ -39,6 +39,7 @@ _UPSTREAM_STATS: Final = (
     "upstream_rq_timeout",
     "upstream_rq_rx_reset",
     "upstream_rq_pending_failure_eject",
+    "upstream_rq_cancelled",
     "upstream_cx_connect_fail",
     "upstream_cx_none_healthy",
     "upstream_cx_rx_bytes_total",

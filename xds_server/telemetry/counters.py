@@ -6,6 +6,7 @@ increment. Bases are kept per node, not per stream: a stream that breaks loses n
 what happened meanwhile is in the next value.
 """
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
@@ -26,25 +27,30 @@ class Base:
 
     at_s: float
     values: dict[ProviderName, Floats] = field(default_factory=dict)
+    interval_s: float = math.inf  # between the last two messages
 
     def advance(
         self, current: dict[ProviderName, Floats], now_s: float
-    ) -> dict[ProviderName, Floats]:
-        """Replace the values; return the increments of what was known before.
+    ) -> tuple[dict[ProviderName, Floats], float]:
+        """Replace the values; return the increments and the seconds that they cover.
 
-        A provider that was unknown counts from 0: its statistics appear with its first
-        request.
+        NaN in ``current`` is a counter that the message does not have: it keeps its value.
+        One that was unknown counts from 0: it appears with what it counts first. When Envoy
+        restarted, the time that it was away is not covered.
         """
-        increments = {}
+        increments, restarted = {}, False
         for provider, values in current.items():
             before = self.values.get(provider)
             if before is None:
-                increments[provider] = values
-            else:
-                increments[provider] = np.where(values >= before, values - before, values)
-        self.values.update(current)
-        self.at_s = now_s
-        return increments
+                before = np.zeros_like(values)
+            now = np.where(np.isnan(values), before, values)
+            restarted = restarted or bool(np.any(now < before))
+            increments[provider] = np.where(now >= before, now - before, now)
+            self.values[provider] = now
+        elapsed_s = max(now_s - self.at_s, 1e-6)
+        covered_s = min(elapsed_s, self.interval_s) if restarted else elapsed_s
+        self.at_s, self.interval_s = now_s, covered_s
+        return increments, covered_s
 
 
 class Bases:
@@ -62,6 +68,7 @@ class Bases:
 
     def start(self, node_id: NodeId, values: dict[ProviderName, Floats], now_s: float) -> None:
         """Remember the first values of a node: what was before them is not ours."""
-        self._bases[node_id] = Base(now_s, dict(values))
+        known = {p: np.nan_to_num(v) for p, v in values.items()}
+        self._bases[node_id] = Base(now_s, known)
         while len(self._bases) > NODES_KEPT:
             self._bases.popitem(last=False)

@@ -1,7 +1,6 @@
 """Load reports (LRS) to what providers say of themselves by ORCA."""
 
 import math
-from collections.abc import Iterable
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -14,6 +13,7 @@ PRICE_METRIC: Final = "named_metrics.price_per_million_requests_usd"
 """A provider announces its price per million requests under this ORCA metric."""
 _ABSURD: Final = 1e12
 _SCALARS: Final = ("cpu_utilization", "mem_utilization", "application_utilization")
+_READ: Final = frozenset({*_SCALARS, PRICE_METRIC})
 
 
 def parse_load_stats(body: bytes) -> pb.LoadStatsRequest:
@@ -26,34 +26,39 @@ def parse_load_stats(body: bytes) -> pb.LoadStatsRequest:
     return message
 
 
-def read_reports(message: pb.LoadStatsRequest) -> Iterable[LoadReport]:
-    """Yield one report per cluster that reported any metric.
+def read_reports(message: pb.LoadStatsRequest) -> tuple[list[LoadReport], int]:
+    """One report per cluster that reported any metric, and how many values were dropped.
 
     Means over requests. A metric that endpoints did not send arrives as a total of 0 with a
     full count, so 0 is "not reported" for utilisation; a price of 0 cannot be announced.
+    What cannot be true (NaN, negative, absurd) is dropped.
     """
+    reports, dropped = [], 0
     for cluster in message.cluster_stats:
         totals: dict[str, tuple[float, float]] = {}
         for locality in cluster.upstream_locality_stats:
             for metric in locality.load_metric_stats:
-                _add(totals, metric.metric_name, metric)
+                if metric.metric_name in _READ:
+                    dropped += not _add(totals, metric.metric_name, metric)
             for name in _SCALARS:
                 if locality.HasField(name):
-                    _add(totals, name, getattr(locality, name))
+                    dropped += not _add(totals, name, getattr(locality, name))
         means = {name: total / count for name, (total, count) in totals.items() if total > 0.0}
         if means:
             application = means.get("application_utilization")
             busy = application or means.get("cpu_utilization", math.nan)
-            yield LoadReport(
-                cluster.cluster_name,
-                busy,
-                means.get("mem_utilization", math.nan),
-                means.get(PRICE_METRIC, math.nan),
-            )
+            memory = means.get("mem_utilization", math.nan)
+            price = means.get(PRICE_METRIC, math.nan)
+            reports.append(LoadReport(cluster.cluster_name, busy, memory, price))
+    return reports, dropped
 
 
-def _add(totals: dict[str, tuple[float, float]], name: str, metric: Any) -> None:
+def _add(totals: dict[str, tuple[float, float]], name: str, metric: Any) -> bool:
+    """Add one total; False if it cannot be true."""
     count, total = metric.num_requests_finished_with_metric, metric.total_metric_value
-    if count > 0 and 0.0 <= total <= _ABSURD:  # false for NaN
+    if not (0.0 <= total <= _ABSURD and count <= _ABSURD):  # true for NaN
+        return False
+    if count > 0:
         before, counted = totals.get(name, (0.0, 0.0))
         totals[name] = (before + total, counted + count)
+    return True

@@ -1,9 +1,21 @@
 """Messages of Envoy's metrics service to batches of samples.
 
-Attempts are what leaves for a provider or would have left: ``upstream_rq_total`` counts each
-attempt that got a connection, ``upstream_rq_pending_failure_eject`` each that got none.
-Failed attempts are final 5xx (``upstream_rq_5xx``, which includes the 503 and 504 that Envoy
-answers itself) and those that were retried (``upstream_rq_retry``).
+Attempts are what left for a provider or would have left. Each is in exactly one counter
+(measured on Envoy 1.40, ``tests/e2e/test_telemetry_envoy.py``):
+
+=====================================  ==================================================
+``upstream_rq_total``                  it got a connection
+``upstream_rq_pending_failure_eject``  the connection was refused, or took too long
+``upstream_rq_cancelled``              the request timed out, or its client left, before that
+``upstream_cx_none_healthy``           there was no endpoint to connect to
+=====================================  ==================================================
+
+A failed attempt is either the request's last, then Envoy answers with its 5xx or with a 502,
+503 or 504 of its own (``upstream_rq_5xx``), or it is retried (``upstream_rq_retry``; the
+answer that was not passed on is not in ``upstream_rq_5xx``). So each is counted once. Not
+counted is an answer that broke off after its headers: Envoy has no counter for it that does
+not also count resets before them. A failure is counted when it ends, its attempt when it
+begins, so the errors of a short window can exceed its attempts.
 """
 
 import math
@@ -30,10 +42,12 @@ _BOUNDS: Final = np.array(LATENCY_BUCKETS_MS)
 _RAW: Final = {
     "cluster.upstream_rq_total": 0,
     "cluster.upstream_rq_pending_failure_eject": 1,
-    "cluster.upstream_rq_xx": 2,  # upstream_rq_5xx, its class made a label
-    "cluster.upstream_rq_retry": 3,
-    "cluster.upstream_cx_rx_bytes_total": 4,
-    "cluster.upstream_cx_tx_bytes_total": 5,
+    "cluster.upstream_rq_cancelled": 2,
+    "cluster.upstream_cx_none_healthy": 3,
+    "cluster.upstream_rq_xx": 4,  # upstream_rq_5xx, its class made a label
+    "cluster.upstream_rq_retry": 5,
+    "cluster.upstream_cx_rx_bytes_total": 6,
+    "cluster.upstream_cx_tx_bytes_total": 7,
 }
 _ACTIVE: Final = "cluster.upstream_rq_active"
 _TIME: Final = "cluster.upstream_rq_time"
@@ -74,8 +88,8 @@ class MetricsDecoder:
         if base is None:
             self._bases.start(node_id, reading.counters, now_s)
             return None
-        covered_s = max(now_s - base.at_s, 1e-6)
-        return _batch(node_id, reading, base.advance(reading.counters, now_s), covered_s)
+        increments, covered_s = base.advance(reading.counters, now_s)
+        return _batch(node_id, reading, increments, covered_s)
 
     def _read(self, family: Any, reading: _Reading) -> None:
         name = family.name
@@ -98,7 +112,7 @@ class MetricsDecoder:
             else:
                 row = reading.counters.get(provider)
                 if row is None:
-                    row = reading.counters[provider] = np.zeros(len(_RAW))
+                    row = reading.counters[provider] = np.full(len(_RAW), np.nan)
                 row[column] = value
 
     def _read_times(self, histogram: Any, provider: ProviderName, reading: _Reading) -> None:
@@ -149,7 +163,8 @@ def _batch(
 ) -> SampleBatch:
     names = tuple(increments)
     raw = np.array([increments[n] for n in names]).reshape(len(names), len(_RAW))
-    counts = np.stack([raw[:, 0] + raw[:, 1], raw[:, 2] + raw[:, 3], raw[:, 4], raw[:, 5]], axis=1)
+    attempts, failures = raw[:, :4].sum(axis=1), raw[:, 4] + raw[:, 5]
+    counts = np.stack([attempts, failures, raw[:, 6], raw[:, 7]], axis=1)
     empty = (0.0, np.zeros(_BUCKETS + 1))
     times = [reading.times.get(n, empty) for n in names]
     return SampleBatch(

@@ -55,8 +55,8 @@ class LoadReportingService:
                 if not node_id:
                     raise RemoteProtocolError("the first request of a stream needs node.id")
                 await context.write(self._ask())
-            reports = list(read_reports(message))
-            self._tally.telemetry("load_stats", messages=1, samples=len(reports), dropped=0)
+            reports, dropped = read_reports(message)
+            self._tally.telemetry("load_stats", messages=1, samples=len(reports), dropped=dropped)
             self._sink.observe_load(node_id, reports, self._clock.now_s())
 
     def _ask(self) -> bytes:
