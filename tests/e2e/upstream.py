@@ -17,6 +17,7 @@ class Upstream:
     name: str
     port: int = 0
     status: int = 200
+    statuses: list[int] = field(default_factory=list)  # by turns, instead of ``status``
     delay_s: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     requests: int = 0
@@ -25,7 +26,9 @@ class Upstream:
         self.requests += 1
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
-        return web.Response(text=self.name, status=self.status, headers=self.headers)
+        turns = self.statuses or [self.status]
+        status = turns[(self.requests - 1) % len(turns)]
+        return web.Response(text=self.name, status=status, headers=self.headers)
 
 
 @asynccontextmanager
