@@ -119,11 +119,10 @@ def test_mode_observe_measures_and_decides_nothing() -> None:
     assert plane.actuator.overlays == []
 
 
-def test_a_provider_that_failed_half_its_requests_is_tried_again_when_it_is_well() -> None:
-    """At the floor it gets less than one request a second, and still comes back."""
+def test_a_provider_that_failed_is_tried_again_when_it_is_well() -> None:
+    """At the floor it gets a request or two in a second, and still comes back."""
     stations = three()
-    profile = Profile("steady", performance_weight=1.0, cost_weight=0.0)
-    plane = Plane(stations, 60.0, baseline=BASELINE, profiles=(profile,))
+    plane = Plane(stations, 150.0, baseline=BASELINE)
     plane.step(20)
     before = plane.shares["east"]
     stations["east"].service_s *= 6.0
@@ -132,7 +131,7 @@ def test_a_provider_that_failed_half_its_requests_is_tried_again_when_it_is_well
     assert plane.shares["east"] < before / 3.0
     stations["east"].service_s /= 6.0
     stations["east"].error_ratio = 0.0
-    plane.step(12)
+    plane.step(20)
     assert plane.shares["east"] >= before / 2.0
 
 

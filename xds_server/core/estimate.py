@@ -25,7 +25,7 @@ no shift at all once in about 170 (Siegmund's approximation)."""
 EXPIRE_S = 60.0
 """Time constant with which an unmeasured model returns to its prior."""
 ERROR_MEMORY = 5.0
-ERROR_FADE_S = 5.0
+ERROR_FADE_S = 3.0
 MODEL_FLOOR = 0.03**2
 """Variance of a measurement that no number of samples removes: model error."""
 

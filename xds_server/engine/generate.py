@@ -9,7 +9,7 @@ from xds_server.model.topology import EngineSettings
 
 STEPS = (1.0, 0.5, 0.25, 0.1)
 """Fractions of the optimal step that the gate may choose from."""
-FAILING_FLOOR_RATIO = 0.25
+FAILING_FLOOR_RATIO = 0.5
 """Part of the floor that a provider keeps whose every attempt fails."""
 
 
