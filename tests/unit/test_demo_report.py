@@ -79,6 +79,7 @@ def test_a_run_counts_failures_into_its_quantiles() -> None:
     assert (summary.requests, summary.failed, summary.unsent) == (100, 10, 3)
     assert summary.p50_ms == 100.0
     assert summary.p99_ms == 1e3 * FAILED_AS_S
+    assert summary.answered_p95_ms == 100.0
 
 
 def test_cost_is_what_was_sent_at_the_price_of_its_second_per_answer() -> None:
@@ -96,7 +97,7 @@ def test_cost_is_what_was_sent_at_the_price_of_its_second_per_answer() -> None:
 
 
 def test_no_requests_cost_nothing() -> None:
-    assert summarise([], Counts(), [], SLO) == Summary(0, 0, 0, 0.0, 0.0, 0.0, 0, 0.0)
+    assert summarise([], Counts(), [], SLO) == Summary(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0, 0.0)
 
 
 def test_convergence_counts_ticks_until_two_thirds_are_gone() -> None:
@@ -169,8 +170,8 @@ def test_only_the_weights_layer_counts_as_the_engines() -> None:
     assert parse_runtime({"layers": ["static"], "entries": entries}) == {}
 
 
-GOOD = Summary(100, 0, 0, 30.0, 100.0, 150.0, 5, 0.6)
-BAD = Summary(100, 20, 0, 40.0, 300.0, 900.0, 50, 0.7)
+GOOD = Summary(100, 0, 0, 30.0, 100.0, 150.0, 100.0, 5, 0.6)
+BAD = Summary(100, 20, 0, 40.0, 300.0, 900.0, 200.0, 50, 0.7)
 RESULTS = (
     EventResult("brown-out", 10.0, 0.45, 0.02, 3, 0.4),
     EventResult("dearer", 25.0, 0.5, 0.1, 4, 0.4),

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-DEFAULT_DURATION_S: Final = 78.0
+DEFAULT_DURATION_S: Final = 81.0
 MIN_DURATION_S: Final = 30.0
-"""Below this the dead man's switch (14 s of real time) leaves no room for the rest."""
+"""Below this the dead man's switch (16 s of real time) leaves no room for the rest."""
 
 
 @dataclass(frozen=True, slots=True)

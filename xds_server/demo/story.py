@@ -9,8 +9,8 @@ import numpy as np
 
 from xds_server.model.telemetry import Floats
 
-OUTAGE_MARGIN_S: Final = 3.0
-"""The controller stays away this much longer than weights live."""
+OUTAGE_MARGIN_S: Final = 5.0
+"""The controller stays away this much longer than weights live, to see the baseline's split."""
 RESUME_S: Final = 7.0
 """Left after the controller's return, to see the engine take over again."""
 SETTLE_S: Final = 4.0
@@ -76,10 +76,10 @@ class Story:
 # Times in a story of the default duration; those of the controller are real time, since
 # the weights' life is.
 _EVENTS: Final = (
-    Event("peak load", Kind.LOAD, 8.0, 16.0),
-    Event("search-east browns out", Kind.SLOWER, 16.0, 28.0, "search-east", 6.0),
-    Event("search-west gets dearer", Kind.DEARER, 38.0, 49.0, "search-west", 8.0),
-    Event("payments-main dies", Kind.PROVIDER_KILLED, 52.0, 60.0, "payments-main"),
+    Event("peak load", Kind.LOAD, 7.0, 14.0),
+    Event("search-east browns out", Kind.SLOWER, 14.0, 25.0, "search-east", 6.0),
+    Event("search-west gets dearer", Kind.DEARER, 42.0, 52.0, "search-west", 8.0),
+    Event("payments-main dies", Kind.PROVIDER_KILLED, 54.0, 61.0, "payments-main"),
 )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from xds_server.demo.report import DeadMan, EventResult, Summary
+from xds_server.demo.report import FAILED_AS_S, DeadMan, EventResult, Summary
 from xds_server.demo.story import Event, Kind, Story
 
 TICKS_MAX: Final = 6
@@ -12,6 +12,7 @@ JUDGED_EVENT_S: Final = 6.0
 """Events shorter than this leave the engine no time; their claims are not judged."""
 SPLIT_SIGMAS_MAX: Final = 4.0
 FACTOR_MIN: Final = 2.0
+_P95: Final = f"p95 of all requests (failed: {FAILED_AS_S * 1e3:g} ms)"
 DEARER_FALL_RATIO: Final = 0.5
 """A dearer provider keeps at most this part of its share: it still works, after all."""
 
@@ -47,7 +48,7 @@ def judge(
         _to_baseline(dead_man, weights_ttl_s),
         _harmless(dead_man, unexplained),
         _resumed(dead_man),
-        _factor("p95 of all requests", adaptive.p95_ms, static.p95_ms, "ms", long_enough),
+        _factor(_P95, adaptive.p95_ms, static.p95_ms, "ms", long_enough),
         _factor(
             "SLO violation", adaptive.slo_violation_s, static.slo_violation_s, "s", long_enough
         ),
