@@ -47,7 +47,7 @@ async def test_envoy_starts_and_follows_weights_by_runtime(sidecar: Sidecar) -> 
         mesh = shop(xds, listen, {n: u.port for n, u in up.items()}, baseline={"a": 1, "b": 0})
         publisher, seen = Publisher(mesh, resources(mesh)), Recorder()
         async with serving_ads(publisher, xds, seen):
-            envoy = await (await sidecar(mesh).start()).ready()
+            await (await sidecar(mesh).start()).ready()
             publisher.set_group("n1", GROUP)
             async with Traffic(listen) as traffic:
                 assert await traffic.split() == {"a": 1.0}

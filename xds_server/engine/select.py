@@ -75,7 +75,8 @@ def _reasons(
             (widest <= DEADBAND_SHARE) & (gain_ms <= DEADBAND_GAIN_RATIO * scale),
         ),
     )
-    reasons = np.full(pairs.routes, HoldReason.NONE, dtype=object)
+    reasons = [HoldReason.NONE] * pairs.routes
     for reason, applies in reversed(tests):
-        reasons[applies] = reason
+        for r in np.flatnonzero(applies):
+            reasons[r] = reason
     return tuple(reasons)
