@@ -96,7 +96,7 @@ class Registry:
         self._services = dict(services)
         self._load_valid_s = load_valid_s
         if slot_s != self._windows.slot_s:  # slots of another length do not add up
-            self._windows = PairWindows(slot_s=slot_s, slots=SLOTS, max_pairs=MAX_PAIRS)
+            self._windows.restart(slot_s)
         self._windows.keep_providers(services)
         self._said = {p: s for p, s in self._said.items() if p in services}
 

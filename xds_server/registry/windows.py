@@ -47,6 +47,12 @@ class PairWindows:
         """Rows in use."""
         return self._used - len(self._free)
 
+    def restart(self, slot_s: float) -> None:
+        """Begin anew with slots of another length."""
+        self.slot_s = slot_s
+        self._table[:] = 0.0
+        self._hist[:] = 0.0
+
     def roll(self) -> None:
         """Complete the slot that is being filled and begin the next, dropping the oldest."""
         self._now = (self._now + 1) % self._slots
