@@ -17,6 +17,7 @@ from xds_server.errors import XdsServerError
 POLL_S: Final = 0.05
 TERMINATE_GRACE_S: Final = 2.0
 LOG_TAIL_LINES: Final = 12
+LOG_LINE_CHARS: Final = 400
 
 
 class DemoError(XdsServerError):
@@ -49,7 +50,8 @@ class Child:
     def log_tail(self) -> str:
         """Return the last lines that it wrote."""
         with self.log.open(errors="replace") as lines:
-            return "".join(deque(lines, maxlen=LOG_TAIL_LINES)).rstrip()
+            last = deque(lines, maxlen=LOG_TAIL_LINES)
+        return "\n".join(line.rstrip()[:LOG_LINE_CHARS] for line in last)
 
 
 class Processes:
