@@ -1,0 +1,45 @@
+"""Keys that are accepted and checked, but have no effect in this version yet."""
+
+from collections.abc import Iterator
+
+from xds_server.model.topology import EngineSettings, Mesh
+
+_NO_SOURCE = {
+    "read_ratio": "no telemetry tells methods apart yet",
+    "cpu_ratio": "no telemetry carries an instance's CPU yet",
+    "memory_bytes": "no telemetry carries an instance's memory yet",
+}
+
+
+def inert_keys(mesh: Mesh) -> tuple[str, ...]:
+    """Return one line per key that nothing acts on yet: "key: what will use it"."""
+    return tuple(_inert(mesh))
+
+
+def _inert(mesh: Mesh) -> Iterator[str]:
+    flags = [(t.name, f) for t in mesh.templates.values() for f in t.flags]
+    slow = any(p.scale for p in mesh.providers.values()) or any(
+        f.saves or f.worth_usd_per_h for _, f in flags if f.owner == "engine"
+    )
+    if slow or mesh.engine.slow_tick_s != EngineSettings().slow_tick_s:
+        yield "engine.slow_tick_s: will pace scaling, substitution and flags"
+    for service in mesh.services.values():
+        for provider in service.providers:
+            at = f"services.{service.name}.providers.{provider.name}"
+            if provider.scale is not None:
+                yield f"{at}.scale: scaling will use it"
+            if provider.price.per_endpoint_hour_usd:
+                yield f"{at}.price.per_endpoint_hour_usd: scaling will use it"
+    for template in mesh.templates.values():
+        for key, why in _NO_SOURCE.items():
+            if getattr(template.behaviour, key) is not None:
+                yield f"templates.{template.name}.behaviour.{key}: checks will use it; {why}"
+    for name, flag in flags:
+        if flag.owner == "engine":
+            at = f"templates.{name}.flags.{flag.name}"
+            if flag.saves:
+                yield f"{at}.saves: switching of features will use it"
+            if flag.worth_usd_per_h:
+                yield f"{at}.worth_usd_per_h: switching of features will use it"
+    if mesh.history is not None:
+        yield "history: the history adapter will use it"
