@@ -72,6 +72,9 @@ def _check(options: DemoOptions) -> Path:
     if options.duration_s < MIN_DURATION_S:
         message = f"a story of {options.duration_s:g} s is too short to be told"
         raise DemoError(f"{message}; --duration is at least {MIN_DURATION_S:g}", exit_code=2)
+    if options.report is not None and options.report.is_dir():
+        message = f"{options.report} is a directory; name a file for the report"
+        raise DemoError(message, exit_code=2)
     if options.report is not None and not options.report.resolve().parent.is_dir():
         message = f"there is no directory {options.report.resolve().parent} for the report"
         raise DemoError(f"{message}; create it first", exit_code=2)

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -41,7 +41,6 @@ class Scene:
     started_s: float = 0.0
     status: Mapping[str, Any] | None = None
     controller_killed_s: float | None = None  # monotonic; None while it runs
-    said: list[str] = field(default_factory=list)
 
     def now_s(self) -> float:
         """Return the time since the story's start."""
@@ -71,14 +70,18 @@ class Screen:
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._live.start()
         self._last_line = ""
+        self._scene: Scene | None = None
 
     def say(self, line: str) -> None:
         """Show it until the next one."""
         self._last_line = line
-        self._live.update(Text(line, style="bold"), refresh=True)
+        scene = self._scene
+        shown = Text(line, style="bold") if scene is None else render(scene, line)
+        self._live.update(shown, refresh=True)
 
     def show(self, scene: Scene) -> None:
         """Draw the whole screen."""
+        self._scene = scene
         self._live.update(render(scene, self._last_line), refresh=True)
 
     def close(self) -> None:
