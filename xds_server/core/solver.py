@@ -20,11 +20,11 @@ from xds_server.core.latency import Stations
 from xds_server.core.tables import Bools, Floats, Pairs
 
 MAX_ITERATIONS = 50
-GAP_RATIO = 1e-5
+GAP_RATIO = 1e-4
 """Relative duality gap at which iteration stops."""
 SHARE_FLOOR = 0.02
 """A small share could hardly grow by a multiplicative step; it starts from here."""
-_CG_ITERATIONS = 12
+_CG_ITERATIONS = 6
 _CG_TOLERANCE = 0.05
 _SHORTEST_STEP = 2.0**-14
 _LEAST_SLOPE = 1e-9
