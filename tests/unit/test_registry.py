@@ -212,3 +212,7 @@ def test_failures_that_end_after_their_window_make_no_ratio_above_one() -> None:
     reg.observe(batch(requests=1.0, errors=3.0), 0.0)
     reg.roll()
     assert reg.signals(0.0)[0].error_ratio == 1.0
+
+
+def test_a_registry_without_nodes_has_no_signals() -> None:
+    assert registry().signals(0.0) == []

@@ -7,25 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xds_server.core.histogram import quantile_s
 from xds_server.model.ids import NodeId, ProviderName, ServiceName
 from xds_server.model.snapshot import Node
 from xds_server.model.telemetry import (
-    LATENCY_BUCKETS_MS,
-    Floats,
     InstanceSignals,
     LoadReport,
     PairWindow,
     ProviderLoad,
     SampleBatch,
 )
+from xds_server.registry.instances import InstanceSums, instance_sums
 from xds_server.registry.windows import PairWindows
 
 SLOTS = 16
 MAX_PAIRS = 200_000
 SIGNAL_SLOTS = 5
 """Completed slots that an instance's signals are taken over."""
-_BOUNDS_S = np.array(LATENCY_BUCKETS_MS) / 1e3
 
 
 @dataclass(slots=True)
@@ -166,37 +163,24 @@ class Registry:
         """Every connected instance as its sidecar reports it."""
         window = self.window(now_s, SIGNAL_SLOTS)
         row_of = {node: i for i, node in enumerate(window.nodes)}
+        sums = instance_sums(window, [self._services[p] for p in window.providers])
         return [
-            self._signals(known, window, row_of.get(node_id), now_s)
+            self._signals(known, sums, row_of.get(node_id), now_s)
             for node_id, known in self._nodes.items()
         ]
 
     def _signals(
-        self, known: Connected, window: PairWindow, row: int | None, now_s: float
+        self, known: Connected, sums: InstanceSums, row: int | None, now_s: float
     ) -> InstanceSignals:
-        node_id = known.node.node_id
-        rows = np.flatnonzero(window.node_row == row) if row is not None else np.empty(0, int)
-        covered = np.maximum(window.covered_s[rows], 1e-9)
-        rates = window.requests[rows] / covered
-        requests, errors = window.requests[rows].sum(), window.errors[rows].sum()
-        by_service: dict[ServiceName, float] = {}
-        received: dict[ServiceName, float] = {}
-        answered: dict[ServiceName, float] = {}
-        for k, pair in enumerate(rows):
-            service = self._services[window.providers[window.provider_row[pair]]]
-            by_service[service] = by_service.get(service, 0.0) + float(rates[k])
-            received[service] = received.get(service, 0.0) + float(window.rx_bytes[pair])
-            answered[service] = answered.get(service, 0.0) + float(window.latency_count[pair])
-        merged: Floats = window.latency_hist[rows].sum(axis=0)
-        heard_at_s = self._heard_at_s.get(node_id)
+        node_id, heard_at_s = known.node.node_id, self._heard_at_s.get(known.node.node_id)
         return InstanceSignals(
             node_id=node_id,
             age_s=now_s - known.since_s,
-            rps=float(rates.sum()),
-            error_ratio=min(float(errors / max(requests, 1.0)), 1.0),
-            latency_p95_s=float(quantile_s(merged, _BOUNDS_S, 0.95)) if len(rows) else math.nan,
-            rps_by_service=by_service,
-            response_bytes_by_service={s: received[s] / n for s, n in answered.items() if n > 0.0},
+            rps=0.0 if row is None else sums.rps[row],
+            error_ratio=0.0 if row is None else sums.error_ratio[row],
+            latency_p95_s=math.nan if row is None else sums.latency_p95_s[row],
+            rps_by_service={} if row is None else sums.rps_by_service[row],
+            response_bytes_by_service={} if row is None else sums.bytes_by_service[row],
             telemetry_age_s=math.inf if heard_at_s is None else now_s - heard_at_s,
         )
 

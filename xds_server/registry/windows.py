@@ -1,7 +1,8 @@
 """What every (node, provider) pair did lately: a ring of slots over struct-of-arrays."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import numpy as np
@@ -23,6 +24,31 @@ _LATENCY, _ACTIVE, _MESSAGES, _COVERED = range(len(COUNTERS), len(COUNTERS) + 4)
 _COLUMNS: Final = len(COUNTERS) + 4
 
 
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Which row of the tables belongs to which pair, node by node."""
+
+    nodes: tuple[NodeId, ...]
+    providers: tuple[ProviderName, ...]
+    node_row: Ints  # (P,)
+    provider_row: Ints  # (P,)
+    rows: Ints  # (P,)
+
+    @classmethod
+    def of(cls, rows: Mapping[NodeId, Mapping[ProviderName, int]]) -> "_Index":
+        nodes = tuple(rows)
+        providers = tuple(sorted({p for mine in rows.values() for p in mine}))
+        provider_row = {name: i for i, name in enumerate(providers)}
+        flat = [
+            (i, provider_row[p], row)
+            for i, node in enumerate(nodes)
+            for p, row in rows[node].items()
+        ]
+        columns = np.array(flat, dtype=np.int64).reshape(len(flat), 3).T.copy()
+        columns.flags.writeable = False  # shared by windows
+        return cls(nodes, providers, *columns)
+
+
 class PairWindows:
     """Ring of ``slots`` periods for at most ``max_pairs`` pairs.
 
@@ -35,6 +61,7 @@ class PairWindows:
         self.slot_s, self._slots, self._max_pairs = slot_s, slots, max_pairs
         self.refused: Counter[str] = Counter()
         self._rows: dict[NodeId, dict[ProviderName, int]] = {}
+        self._index: _Index | None = None  # of ``_rows``, until they change
         self._free: list[int] = []
         self._used = 0
         self._now = 0  # slot that is being filled
@@ -62,19 +89,21 @@ class PairWindows:
     def observe(self, batch: SampleBatch, now_s: float) -> None:
         """Add one batch to the slot that is being filled."""
         rows = self._rows_of(batch.node_id, batch.providers)
+        more = np.empty((len(rows), _COLUMNS))
+        more[:, : len(COUNTERS)] = batch.counts
+        more[:, _LATENCY] = batch.latency_sum_s
+        more[:, _ACTIVE] = batch.active
+        more[:, _MESSAGES] = 1.0
+        more[:, _COVERED] = batch.covered_s
         kept = rows >= 0
         rows = rows[kept]
-        slot = self._table[self._now]
-        slot[rows, : len(COUNTERS)] += batch.counts[kept]
-        slot[rows, _LATENCY] += batch.latency_sum_s[kept]
-        slot[rows, _ACTIVE] += batch.active[kept]
-        slot[rows, _MESSAGES] += 1.0
-        slot[rows, _COVERED] += batch.covered_s
+        self._table[self._now, rows] += more[kept]
         self._hist[self._now, rows] += batch.latency_hist[kept].astype(np.float32)
         self._seen_at_s[rows] = now_s
 
     def forget(self, node_id: NodeId) -> None:
         """Free a node's rows."""
+        self._index = None
         rows = self._rows.pop(node_id, {})
         for row in rows.values():
             self._table[:, row] = 0.0
@@ -83,6 +112,7 @@ class PairWindows:
 
     def keep_providers(self, providers: Iterable[ProviderName]) -> None:
         """Free the rows of all other providers."""
+        self._index = None
         known = set(providers)
         for rows in self._rows.values():
             for provider in rows.keys() - known:
@@ -92,26 +122,21 @@ class PairWindows:
                 self._free.append(row)
 
     def window(self, now_s: float, slots: int) -> PairWindow:
-        """Sum the newest ``slots`` completed slots."""
-        nodes = tuple(self._rows)
-        providers = tuple(sorted({p for rows in self._rows.values() for p in rows}))
-        provider_row = {name: i for i, name in enumerate(providers)}
-        flat = [
-            (i, provider_row[p], row)
-            for i, node in enumerate(nodes)
-            for p, row in self._rows[node].items()
-        ]
-        index = np.array(flat, dtype=np.int64).reshape(len(flat), 3)
-        rows = index[:, 2]
+        """Sum the newest ``slots`` completed slots; the pairs of a node are neighbours."""
+        index = self._index = self._index or _Index.of(self._rows)
+        rows = index.rows
         chosen = [(self._now - 1 - k) % self._slots for k in range(min(slots, self._slots - 1))]
-        table = self._table[chosen][:, rows].sum(axis=0)
-        hist = self._hist[chosen][:, rows].sum(axis=0, dtype=np.float64)
+        table = np.zeros((len(rows), _COLUMNS))
+        hist = np.zeros((len(rows), _HIST))
+        for slot in chosen:
+            table += self._table[slot, rows]
+            hist += self._hist[slot, rows]
         return PairWindow(
             window_s=len(chosen) * self.slot_s,
-            nodes=nodes,
-            providers=providers,
-            node_row=index[:, 0],
-            provider_row=index[:, 1],
+            nodes=index.nodes,
+            providers=index.providers,
+            node_row=index.node_row,
+            provider_row=index.provider_row,
             covered_s=table[:, _COVERED],
             requests=table[:, 0],
             errors=table[:, 1],
@@ -128,6 +153,7 @@ class PairWindows:
         mine = self._rows.setdefault(node_id, {})
         rows = np.array([mine.get(p, -1) for p in providers], dtype=np.int64)
         for k in np.flatnonzero(rows < 0):
+            self._index = None
             rows[k] = self._allot()
             if rows[k] >= 0:
                 mine[providers[k]] = int(rows[k])

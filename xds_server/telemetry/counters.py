@@ -8,6 +8,7 @@ what happened meanwhile is in the next value.
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -30,27 +31,23 @@ class Base:
     interval_s: float = math.inf  # between the last two messages
 
     def advance(
-        self, current: dict[ProviderName, Floats], now_s: float
-    ) -> tuple[dict[ProviderName, Floats], float]:
+        self, names: Sequence[ProviderName], current: Floats, now_s: float
+    ) -> tuple[Floats, float]:
         """Replace the values; return the increments and the seconds that they cover.
 
-        NaN in ``current`` is a counter that the message does not have: it keeps its value.
-        One that was unknown counts from 0: it appears with what it counts first. When Envoy
-        restarted, the time that it was away is not covered.
+        ``current`` is (provider, counter). NaN is a counter that the message does not have:
+        it keeps its value. One that was unknown counts from 0: it appears with what it counts
+        first. When Envoy restarted, the time that it was away is not covered.
         """
-        increments, restarted = {}, False
-        for provider, values in current.items():
-            before = self.values.get(provider)
-            if before is None:
-                before = np.zeros_like(values)
-            now = np.where(np.isnan(values), before, values)
-            restarted = restarted or bool(np.any(now < before))
-            increments[provider] = np.where(now >= before, now - before, now)
-            self.values[provider] = now
+        unknown = np.zeros(current.shape[1])
+        before = np.array([self.values.get(n, unknown) for n in names]).reshape(current.shape)
+        now = np.where(np.isnan(current), before, current)
+        restarted = now < before
+        self.values.update(zip(names, now, strict=True))
         elapsed_s = max(now_s - self.at_s, 1e-6)
-        covered_s = min(elapsed_s, self.interval_s) if restarted else elapsed_s
+        covered_s = min(elapsed_s, self.interval_s) if restarted.any() else elapsed_s
         self.at_s, self.interval_s = now_s, covered_s
-        return increments, covered_s
+        return np.where(restarted, now, now - before), covered_s
 
 
 class Bases:
@@ -66,9 +63,11 @@ class Bases:
             self._bases.move_to_end(node_id)
         return base
 
-    def start(self, node_id: NodeId, values: dict[ProviderName, Floats], now_s: float) -> None:
+    def start(
+        self, node_id: NodeId, names: Sequence[ProviderName], current: Floats, now_s: float
+    ) -> None:
         """Remember the first values of a node: what was before them is not ours."""
-        known = {p: np.nan_to_num(v) for p, v in values.items()}
-        self._bases[node_id] = Base(now_s, known)
+        known = zip(names, np.nan_to_num(current), strict=True)
+        self._bases[node_id] = Base(now_s, dict(known))
         while len(self._bases) > NODES_KEPT:
             self._bases.popitem(last=False)

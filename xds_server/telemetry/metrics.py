@@ -37,7 +37,7 @@ ABSURD: Final = 1e15
 _CLUSTER_LABEL: Final = "envoy.cluster_name"
 _CLASS_LABEL: Final = "envoy.response_code_class"
 _BUCKETS: Final = len(LATENCY_BUCKETS_MS)
-_BOUNDS: Final = np.array(LATENCY_BUCKETS_MS)
+_BOUNDS: Final = list(LATENCY_BUCKETS_MS)
 # Raw counters in the order of a provider's array.
 _RAW: Final = {
     "cluster.upstream_rq_total": 0,
@@ -54,12 +54,13 @@ _TIME: Final = "cluster.upstream_rq_time"
 
 
 class _Reading:
-    """One message while it is read."""
+    """One message while it is read; plain lists, which become arrays all at once."""
 
     def __init__(self) -> None:
-        self.counters: dict[ProviderName, Floats] = {}
+        self.counters: dict[ProviderName, list[float]] = {}
         self.active: dict[ProviderName, float] = {}
-        self.times: dict[ProviderName, tuple[float, Floats]] = {}
+        # Sum in ms, count, cumulative counts over our buckets.
+        self.times: dict[ProviderName, tuple[float, int, list[float]]] = {}
 
 
 class MetricsDecoder:
@@ -84,12 +85,24 @@ class MetricsDecoder:
         reading = _Reading()
         for family in message.envoy_metrics:
             self._read(family, reading)
+        names = tuple(reading.counters)
+        current = np.array(list(reading.counters.values())).reshape(len(names), len(_RAW))
         base = self._bases.get(node_id)
         if base is None:
-            self._bases.start(node_id, reading.counters, now_s)
+            self._bases.start(node_id, names, current, now_s)
             return None
-        increments, covered_s = base.advance(reading.counters, now_s)
-        return _batch(node_id, reading, increments, covered_s)
+        raw, covered_s = base.advance(names, current, now_s)
+        attempts, failures = raw[:, :4].sum(axis=1), raw[:, 4] + raw[:, 5]
+        latency_sum_s, latency_hist = self._times(names, reading)
+        return SampleBatch(
+            node_id,
+            names,
+            covered_s,
+            np.stack([attempts, failures, raw[:, 6], raw[:, 7]], axis=1),
+            latency_sum_s,
+            latency_hist,
+            np.array([reading.active.get(n, 0.0) for n in names]),
+        )
 
     def _read(self, family: Any, reading: _Reading) -> None:
         name = family.name
@@ -112,26 +125,45 @@ class MetricsDecoder:
             else:
                 row = reading.counters.get(provider)
                 if row is None:
-                    row = reading.counters[provider] = np.full(len(_RAW), np.nan)
+                    row = reading.counters[provider] = [math.nan] * len(_RAW)
                 row[column] = value
 
     def _read_times(self, histogram: Any, provider: ProviderName, reading: _Reading) -> None:
         total, count = histogram.sample_sum, histogram.sample_count
-        buckets = histogram.bucket
-        if not math.isfinite(total) or total < 0.0 or count > ABSURD or not buckets:
+        if not 0.0 <= total <= ABSURD or count > ABSURD:  # true for NaN
             self.dropped += 1
             return
-        cumulative = np.array([b.cumulative_count for b in buckets], dtype=np.float64)
-        bounds = np.array([b.upper_bound for b in buckets])
-        increments = np.diff(cumulative, prepend=0.0)
-        if np.any(increments < 0.0) or cumulative[-1] > count:
-            self.dropped += 1
-            return
-        # Bounds that are not ours (a foreign bootstrap) fall into the bucket that holds them.
-        hist = np.zeros(_BUCKETS + 1)
-        np.add.at(hist, np.searchsorted(_BOUNDS, bounds), increments)
-        hist[_BUCKETS] += count - cumulative[-1]
-        reading.times[provider] = (total / 1e3, hist)
+        buckets = [(b.upper_bound, b.cumulative_count) for b in histogram.bucket]
+        bounds, cumulative = [b for b, _ in buckets], [c for _, c in buckets]
+        if bounds != _BOUNDS:
+            cumulative = _rebinned(bounds, cumulative)
+        reading.times[provider] = total, count, cumulative
+
+    def _times(self, names: tuple[ProviderName, ...], reading: _Reading) -> tuple[Floats, Floats]:
+        """Sums in s, and counts per bucket."""
+        nothing = (0.0, 0, [0.0] * _BUCKETS)
+        times = [reading.times.get(n, nothing) for n in names]
+        edges = np.zeros((len(names), _BUCKETS + 2))
+        for k, (_, count, cumulative) in enumerate(times):
+            edges[k, 1:-1], edges[k, -1] = cumulative, count
+        hist = np.diff(edges, axis=1)
+        false = (hist < 0.0).any(axis=1)
+        self.dropped += int(false.sum())
+        hist[false] = 0.0
+        total_s = np.array([total for total, _, _ in times]) / 1e3
+        return np.where(false, 0.0, total_s), hist
+
+
+def _rebinned(bounds: list[float], cumulative: list[int]) -> list[float]:
+    """Counts below bounds that are not ours (a foreign bootstrap), below ours.
+
+    What a foreign bucket holds goes to the bucket of ours that holds its bound.
+    """
+    increments = np.diff(np.array(cumulative, dtype=np.float64), prepend=0.0)
+    hist = np.zeros(_BUCKETS + 1)
+    np.add.at(hist, np.searchsorted(LATENCY_BUCKETS_MS, bounds), increments)
+    below: list[float] = np.cumsum(hist[:_BUCKETS]).tolist()
+    return below
 
 
 def parse_metrics(body: bytes) -> pb.StreamMetricsMessage:
@@ -153,26 +185,3 @@ def _labels(metric: Any) -> tuple[ProviderName, str]:
         elif label.name == _CLASS_LABEL:
             code_class = label.value
     return provider, code_class
-
-
-def _batch(
-    node_id: NodeId,
-    reading: _Reading,
-    increments: dict[ProviderName, Floats],
-    covered_s: float,
-) -> SampleBatch:
-    names = tuple(increments)
-    raw = np.array([increments[n] for n in names]).reshape(len(names), len(_RAW))
-    attempts, failures = raw[:, :4].sum(axis=1), raw[:, 4] + raw[:, 5]
-    counts = np.stack([attempts, failures, raw[:, 6], raw[:, 7]], axis=1)
-    empty = (0.0, np.zeros(_BUCKETS + 1))
-    times = [reading.times.get(n, empty) for n in names]
-    return SampleBatch(
-        node_id,
-        names,
-        covered_s,
-        counts,
-        np.array([t for t, _ in times]),
-        np.array([h for _, h in times]).reshape(len(names), _BUCKETS + 1),
-        np.array([reading.active.get(n, 0.0) for n in names]),
-    )
