@@ -43,7 +43,7 @@ def read_reports(message: pb.LoadStatsRequest) -> tuple[list[LoadReport], int]:
             for name in _SCALARS:
                 if locality.HasField(name):
                     dropped += not _add(totals, name, getattr(locality, name))
-        means = {name: total / count for name, (total, count) in totals.items() if total > 0.0}
+        means = {n: m for n, (total, count) in totals.items() if (m := total / count) > 0.0}
         if means:
             application = means.get("application_utilization")
             busy = application or means.get("cpu_utilization", math.nan)
