@@ -10,8 +10,9 @@ from pydantic_core import PydanticCustomError
 from xds_server.model.topology import Address
 
 _HOSTNAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([\w-]*\w)?(\.[A-Za-z0-9_]([\w-]*\w)?)*")
-_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d|w)")
-_UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_DURATION_PART: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
+_DURATION: Final = re.compile(rf"(?:{_DURATION_PART.pattern})+")
+_UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _UNIX_PATH_MAX: Final = 107  # sockaddr_un.sun_path less its NUL
 
 
@@ -21,9 +22,10 @@ def wrong(message: str, remedy: str) -> PydanticCustomError:
 
 
 def duration_s(text: str) -> float | None:
-    """Return the seconds in text like ``90s`` or ``7d``; None if it is not a duration."""
-    found = _DURATION.fullmatch(text)
-    return float(found[1]) * _UNIT_S[found[2]] if found else None
+    """Return the seconds in text like ``90s`` or ``1h30m``; None if it is not a duration."""
+    if len(text) > 60 or not _DURATION.fullmatch(text):
+        return None
+    return sum(float(n) * _UNIT_S[unit] for n, unit in _DURATION_PART.findall(text))
 
 
 def is_ip(host: str) -> bool:
@@ -85,7 +87,7 @@ def _parse_duration_s(value: object) -> float:
     if seconds is None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         remedy = f"write `{value}s` for seconds" if number else "write it like `90s`, `15m`, `1h`"
-        raise wrong(f"{_shown(value)} is not a duration with a unit", f"{remedy} (ms s m h d w)")
+        raise wrong(f"{_shown(value)} is not a duration with a unit", f"{remedy} (ms s m h d)")
     if seconds <= 0.0:
         raise wrong("a duration must be above 0", "write it like `1h`")
     return seconds

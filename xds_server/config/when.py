@@ -17,6 +17,7 @@ LENGTH_MAX: Final = 2000
 ATTRIBUTES: Final = tuple(f.name for f in fields(InstanceSignals))
 """What ``instance`` has."""
 
+_NUMBERS: Final = tuple(f.name for f in fields(InstanceSignals) if f.type is float)
 OWN_FUNCTIONS: Final = ("flag", "trend", "schedule")
 _CEL_FUNCTIONS: Final = frozenset(
     ("size", "int", "uint", "double", "string", "bool", "bytes", "type", "contains", "startsWith",
@@ -28,7 +29,7 @@ _SAMPLE_DATE: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _TEXT: Final = r"""("[^"\\]*"|'[^'\\]*')"""
 _FLAG: Final = re.compile(rf"\bflag\s*\(\s*{_TEXT}\s*\)")
 _SCHEDULE: Final = re.compile(rf"\bschedule\s*\(\s*{_TEXT}\s*,\s*{_TEXT}\s*\)")
-_TREND: Final = re.compile(rf"\btrend\s*\(\s*instance\.\w+[^,()]*,\s*{_TEXT}\s*\)")
+_TREND: Final = re.compile(rf"\btrend\s*\(\s*instance\.(\w+)\s*,\s*{_TEXT}\s*\)")
 _ATTRIBUTE: Final = re.compile(r"\binstance\s*\.\s*(\w+)")
 _BOUND: Final = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*(\w+)\s*,")
 _STRINGS: Final = re.compile(r"""\"(?:\\.|[^"\\])*\"|'(?:\\.|[^'\\])*'""")
@@ -96,7 +97,10 @@ def _bad_arguments(text: str, flags: Iterable[str]) -> Iterator[tuple[str, str]]
             yield f"{cron} is not a cron expression", remedy
         if not duration_s(lasts[1:-1]):
             yield f"{lasts} is not a duration", 'write it like "90s", "15m", "1h"'
-    for over in _TREND.findall(text):
+    for attribute, over in _TREND.findall(text):
+        if attribute in ATTRIBUTES and attribute not in _NUMBERS:
+            remedy = "write " + " or ".join(f"`instance.{n}`" for n in _NUMBERS)
+            yield f"instance.{attribute} is no number, so it has no trend", remedy
         if not duration_s(over[1:-1]):
             yield f"{over} is not a duration", 'write it like "30s"'
 
