@@ -15,7 +15,7 @@ from xds_server.model.telemetry import PairWindow, ProviderLoad
 
 FRESH_TICKS = 3.0
 """Telemetry older than this many ticks freezes a route."""
-TAU_RATIO = 0.9
+TAU_RATIO = 0.7
 """Reluctance to move, in mean latencies of the route (times 1 + uncertainty)."""
 DEMAND_SMOOTHING = 0.6
 """Weight of the newest window in the demand."""
