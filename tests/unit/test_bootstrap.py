@@ -35,7 +35,7 @@ def test_the_node_says_who_it_is_and_where_it_listens() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"locality.regoin": "x"}, "did you mean: locality.region"),
+        ({"locality.zones": "x"}, "did you mean: locality.zone"),
         ({"listeners.mail": "127.0.0.1:1"}, "does not call 'mail'; it calls: search"),
         ({"listeners.search": "15001"}, "write host:port"),
         ({"api": "rest"}, "write delta or sotw"),

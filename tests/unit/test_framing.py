@@ -1,75 +1,101 @@
-from envoy.service.discovery.v3 import discovery_pb2
+"""What is joined by hand is what the protobuf runtime reads."""
+
+from datetime import timedelta
+
+from envoy.service.discovery.v3 import discovery_pb2 as discovery_pb
+from google.protobuf.any_pb2 import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xds_server.model.ids import CDS, RTDS
+from xds_server.model.ids import CDS, EDS, RTDS
 from xds_server.model.snapshot import Resource
 from xds_server.protocol import framing
 
-names = st.text(st.characters(codec="utf-8"), max_size=40)
-resources = st.builds(
-    Resource,
-    st.sampled_from((CDS, RTDS)),
-    names,
-    names,
-    st.binary(max_size=300),
-    st.none() | st.floats(0.001, 1e6).map(lambda s: round(s, 6)),
-)
+TYPES = st.sampled_from((CDS, EDS, RTDS))
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+BODIES = st.binary(max_size=400)
+MICROSECONDS = st.integers(0, 10**12)
+TTLS_S = st.none() | MICROSECONDS.map(lambda us: us / 1e6)
 
 
-def same_resource(message: discovery_pb2.Resource, resource: Resource) -> None:
-    assert message.name == resource.name
-    assert message.version == resource.version
-    assert message.HasField("ttl") == (resource.ttl_s is not None)
+@st.composite
+def resources(draw: st.DrawFn) -> tuple[Resource, ...]:
+    names = draw(st.lists(TEXT, max_size=5, unique=True))
+    url = draw(TYPES)
+    return tuple(Resource(url, n, draw(TEXT), draw(BODIES), draw(TTLS_S)) for n in names)
+
+
+def as_pb(resource: Resource, *, body: bool = True) -> discovery_pb.Resource:
+    """The same resource, built by the protobuf runtime."""
+    message = discovery_pb.Resource(name=resource.name, version=resource.version)
+    if body:
+        message.resource.CopyFrom(Any(type_url=resource.type_url, value=resource.body))
     if resource.ttl_s is not None:
-        assert (
-            abs(message.ttl.ToNanoseconds() / 1e9 - resource.ttl_s) < 1e-6 * resource.ttl_s + 1e-9
-        )
+        message.ttl.FromTimedelta(timedelta(microseconds=round(resource.ttl_s * 1e6)))
+    return message
 
 
-@given(names, names, st.lists(resources, max_size=5), st.lists(names, max_size=3))
-def test_a_delta_response_reads_as_it_was_meant(version, nonce, sent, removed) -> None:
-    body = framing.delta_response(CDS, version, nonce, sent, removed)
-    message = discovery_pb2.DeltaDiscoveryResponse.FromString(body)
-    assert (message.system_version_info, message.nonce, message.type_url) == (version, nonce, CDS)
-    assert list(message.removed_resources) == removed
-    assert len(message.resources) == len(sent)
-    for got, resource in zip(message.resources, sent, strict=True):
-        same_resource(got, resource)
-        assert got.resource.type_url == resource.type_url
-        assert got.resource.value == resource.body
+@given(st.integers(0, 2**64 - 1))
+def test_a_varint_is_the_one_that_the_runtime_writes(value: int) -> None:
+    from google.protobuf.wrappers_pb2 import UInt64Value
+
+    assert framing.varint(value) == (UInt64Value(value=value).SerializeToString()[1:] or b"\0")
 
 
-@given(names, names, st.lists(resources, max_size=5))
-def test_a_sotw_response_reads_as_it_was_meant(version, nonce, sent) -> None:
-    body = framing.sotw_response(CDS, version, nonce, sent)
-    message = discovery_pb2.DiscoveryResponse.FromString(body)
-    assert (message.version_info, message.nonce, message.type_url) == (version, nonce, CDS)
-    for got, resource in zip(message.resources, sent, strict=True):
+@given(resources(), TYPES, TEXT, TEXT)
+def test_case_73_a_sotw_response_wraps_only_what_has_a_ttl(
+    drawn: tuple[Resource, ...], url: str, version: str, nonce: str
+) -> None:
+    expected = discovery_pb.DiscoveryResponse(version_info=version, type_url=url, nonce=nonce)
+    for resource in drawn:
+        packed = expected.resources.add()
         if resource.ttl_s is None:
-            assert (got.type_url, got.value) == (resource.type_url, resource.body)
-            continue
-        inner = discovery_pb2.Resource()
-        assert got.Unpack(inner)
-        same_resource(inner, resource)
-        assert inner.resource.value == resource.body
+            packed.CopyFrom(Any(type_url=resource.type_url, value=resource.body))
+        else:
+            packed.Pack(as_pb(resource))
+    payload = framing.sotw_response(url, version, nonce, drawn)
+    assert discovery_pb.DiscoveryResponse.FromString(payload) == expected
 
 
-@given(resources)
-def test_case_73_a_heartbeat_has_name_version_and_ttl_and_no_body(resource: Resource) -> None:
-    body = framing.delta_heartbeat(RTDS, "v", "n", [resource])
-    (got,) = discovery_pb2.DeltaDiscoveryResponse.FromString(body).resources
-    same_resource(got, resource)
-    assert not got.HasField("resource")
+@given(resources(), TYPES, TEXT, TEXT, st.lists(TEXT, max_size=5))
+def test_case_54_a_delta_response_names_and_versions_each_resource(
+    drawn: tuple[Resource, ...], url: str, version: str, nonce: str, removed: list[str]
+) -> None:
+    expected = discovery_pb.DeltaDiscoveryResponse(
+        system_version_info=version,
+        type_url=url,
+        nonce=nonce,
+        resources=[as_pb(r) for r in drawn],
+        removed_resources=removed,
+    )
+    payload = framing.delta_response(url, version, nonce, drawn, removed)
+    assert discovery_pb.DeltaDiscoveryResponse.FromString(payload) == expected
 
 
-@given(st.integers(0, 2**63))
-def test_varints_are_canonical(number: int) -> None:
-    body = b"\x08" + framing.varint(number)
-    assert discovery_pb2.Resource.FromString(b"") is not None
-    length, shift, value = len(body) - 1, 0, 0
-    for byte in body[1:]:
-        value |= (byte & 0x7F) << shift
-        shift += 7
-    assert value == number
-    assert length == max(1, -(-number.bit_length() // 7))
+@given(resources(), TYPES, TEXT, TEXT)
+def test_case_73_a_delta_heartbeat_has_names_versions_and_ttls_but_no_bodies(
+    drawn: tuple[Resource, ...], url: str, version: str, nonce: str
+) -> None:
+    expected = discovery_pb.DeltaDiscoveryResponse(
+        system_version_info=version,
+        type_url=url,
+        nonce=nonce,
+        resources=[as_pb(r, body=False) for r in drawn],
+    )
+    payload = framing.delta_heartbeat(url, version, nonce, drawn)
+    parsed = discovery_pb.DeltaDiscoveryResponse.FromString(payload)
+    assert parsed == expected
+    assert not any(r.HasField("resource") for r in parsed.resources)
+
+
+def test_case_79_a_resource_is_framed_once_for_all_streams() -> None:
+    resource = Resource(CDS, "shared", "1", b"body")
+    assert framing.wrapped(resource) is framing.wrapped(Resource(CDS, "shared", "1", b"body"))
+
+
+@given(BODIES, BODIES)
+def test_frames_of_equal_names_and_versions_differ_when_their_bodies_do(
+    one: bytes, other: bytes
+) -> None:
+    frames = [framing.wrapped(Resource(CDS, "n", "1", body)) for body in (one, other)]
+    assert (frames[0] == frames[1]) == (one == other)

@@ -41,7 +41,7 @@ def check_templates(mesh: MeshFile, findings: Findings) -> None:
         here = ("applications", name)
         findings.label(here, "an application")
         if application.template not in declared:
-            at = (*here, "a template")
+            at = (*here, "template")
             findings.unknown(at, "template", application.template, declared, "templates")
 
 
