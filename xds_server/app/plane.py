@@ -66,6 +66,7 @@ class ControlPlane:
         self.config_error = ""
         self._started_s = clock.now_s()
         self._turned_s: float | None = None
+        self._refused_recorded: Counter[str] = Counter()
 
     # -- Source of the ADS streams ---------------------------------------------------
 
@@ -143,6 +144,9 @@ class ControlPlane:
         if last is None:
             return
         metrics.registry_pairs.set(self.registry.pairs)
+        for reason, count in (self.registry.refused - self._refused_recorded).items():
+            metrics.telemetry_refused_total.labels("registry", reason).inc(count)
+        self._refused_recorded = Counter(self.registry.refused)
         ages = [s.telemetry_age_s for s in last.signals]
         metrics.telemetry_age_seconds.set(max(ages, default=0.0))
         applications: Counter[str] = Counter(dict.fromkeys(self.mesh.applications, 0))
