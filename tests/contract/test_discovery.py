@@ -57,6 +57,9 @@ class LoopbackDns(asyncio.DatagramProtocol):
         response = dns.message.make_response(query)
         response.flags |= dns.flags.RA
         response.set_rcode(self.rcode)
+        for alias in self.records.get((name, "CNAME"), []):
+            response.answer.append(dns.rrset.from_text(name, self.ttl_s, "IN", "CNAME", alias))
+            name = alias
         found = self.records.get((name, kind), [])
         if found:
             response.answer.append(dns.rrset.from_text(name, self.ttl_s, "IN", kind, *found))
@@ -225,7 +228,7 @@ async def test_an_srv_record_without_a_target_means_that_there_is_none(
 
 
 async def test_aliases_are_followed(server: LoopbackDns) -> None:
-    server.records = {(NAME, "A"): ["127.0.0.1"], (NAME, "AAAA"): []}
+    server.records = {(NAME, "CNAME"): ["a.example."], ("a.example.", "A"): ["127.0.0.1"]}
     watch = DnsDiscovery(NAME.rstrip("."), PORT, nameserver=server.address).watch()
     assert (await anext(watch)).endpoints == (Address("127.0.0.1", PORT),)
 

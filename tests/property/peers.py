@@ -6,6 +6,7 @@ records: bytes are read by the protobuf runtime.
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -30,6 +31,7 @@ class View:
     refused: dict[str, str | None] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
     nonce: str = ""
+    version: str = ""  # of the last response that was taken; it outlives a stream
 
     def wants(self, name: str) -> bool:
         return self.wildcard or name in self.asked
@@ -89,7 +91,7 @@ class SotwPeer(Peer):
         names = sorted(view.asked)
         if view.wildcard and view.named:
             names.append("*")
-        self.outbox.append(SotwRequest(TYPES[kind], tuple(names), view.nonce, error=error))
+        self.outbox.append(SotwRequest(TYPES[kind], tuple(names), view.nonce, view.version, error))
 
     def read(self, *, refuse: bool, partly: bool = False) -> None:
         """Take the next response; a refused one changes nothing."""
@@ -102,11 +104,12 @@ class SotwPeer(Peer):
             view.refused |= {n: v for n, v in wanted.items() if view.has.get(n) != v}
             view.refused |= dict.fromkeys(gone)
         else:
+            view.version = response.version_info
             for name in gone:
                 del view.has[name]
             view.has |= wanted
-            for name in view.refused.keys() if kind in FULL_STATE else wanted.keys():
-                view.refused = {n: v for n, v in view.refused.items() if n != name}
+            whole = kind in FULL_STATE
+            view.refused = {} if whole else _without(view.refused, wanted)
         view.nonce = response.nonce
         self._say(kind, view, "refused" if refuse else None)
 
@@ -129,17 +132,13 @@ class DeltaPeer(Peer):
         for name in dropped:  # under a wildcard the server says what it has of it
             view.refused.pop(name, None)
         view.forget_unwanted()
-        self.outbox.append(
-            DeltaRequest(TYPES[kind], tuple(sorted(added)), tuple(sorted(dropped)))
-        )
+        self.outbox.append(DeltaRequest(TYPES[kind], tuple(sorted(added)), tuple(sorted(dropped))))
 
     def _ask_again(self, kind: str, view: View) -> None:
         names = sorted(view.asked) + (["*"] if view.wildcard else [])
         if names == ["*"] and kind in FULL_STATE:
             names = []
-        self.outbox.append(
-            DeltaRequest(TYPES[kind], tuple(names), initial_versions=dict(view.has))
-        )
+        self.outbox.append(DeltaRequest(TYPES[kind], tuple(names), initial_versions=dict(view.has)))
 
     def read(self, *, refuse: bool, partly: bool = False) -> None:
         """Take the next response; of a refused one, ``partly`` applies what came first."""
@@ -165,6 +164,10 @@ class DeltaPeer(Peer):
                     view.missing.add(name)
         error = "refused" if refuse else None
         self.outbox.append(DeltaRequest(TYPES[kind], response_nonce=response.nonce, error=error))
+
+
+def _without(refused: dict[str, str | None], names: Iterable[str]) -> dict[str, str | None]:
+    return {n: v for n, v in refused.items() if n not in set(names)}
 
 
 def sotw_content(response: Response) -> Content:

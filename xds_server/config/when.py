@@ -113,9 +113,9 @@ def _not_a_condition(program: Any) -> Iterator[tuple[str, str]]:
         "response_bytes_by_service": {},
     }
     context = cel.Context({"instance": sample})
-    context.add_function("flag", lambda _name: False)
-    context.add_function("schedule", lambda _cron, _lasts: False)
-    context.add_function("trend", lambda _value, _over: 0.0)
+    context.add_function("flag", lambda *_: False)
+    context.add_function("schedule", lambda *_: False)
+    context.add_function("trend", lambda *_: 0.0)
     try:
         result = program.execute(context)
     except TypeError as error:

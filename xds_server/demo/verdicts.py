@@ -73,7 +73,7 @@ def _falls(event: Event, r: EventResult) -> Verdict:
 def _given_back(event: Event, r: EventResult, long_enough: bool) -> Verdict:
     return Verdict(
         f"{event.provider} recovered: it gets its share back",
-        f"{r.share_recovered:.0%} of {r.share_before:.0%}",
+        f"{r.share_recovered:.0%} of the calls, {r.share_before:.0%} before",
         "at least half",
         r.share_recovered >= 0.5 * r.share_before if long_enough else None,
     )

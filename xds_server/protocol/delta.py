@@ -56,6 +56,8 @@ class DeltaStream(StreamMachine):
             state.missing_told.discard(name)
             if state.subscription.wildcard:
                 state.asked.add(name)
+        if wildcard and not state.subscription.wildcard:
+            state.keep_only(state.subscription.names)  # the client forgot the rest by itself
         if state.subscription.wildcard and not wildcard and not first:
             state.owed = True
         if not first and not added and state.subscription.wildcard == wildcard:

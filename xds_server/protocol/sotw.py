@@ -49,7 +49,9 @@ class SotwStream(StreamMachine):
         state.subscription.replace(request.names)
         state.sent.clear()
         state.asked |= state.subscription.names
-        state.owed = state.subscription.wildcard
+        # A client that has a version may have names that are gone; only an answer says so.
+        has_state = request.type_url in FULL_STATE and bool(request.version_info)
+        state.owed = state.subscription.wildcard or has_state
         return [Subscribed(request.type_url, request.names, state.subscription.wildcard)]
 
     def _names(self, state: TypeState, request: SotwRequest) -> list[Event]:
@@ -57,8 +59,8 @@ class SotwStream(StreamMachine):
         before = state.subscription.wildcard
         new = state.subscription.replace(request.names)
         if not state.subscription.wildcard:
-            for name in state.sent.keys() - state.subscription.names:
-                del state.sent[name]  # asked for again, it is to be sent again
+            # What is asked for again is to be sent again.
+            state.keep_only(state.subscription.names)
         state.asked |= new
         if state.subscription.wildcard and not before:
             state.owed = True

@@ -6,7 +6,7 @@ snapshots may have come and gone; only the newest counts, so pushes coalesce by 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -69,6 +69,12 @@ class TypeState:
     acked: dict[ResourceName, Version] = field(default_factory=dict)
     nacks: int = 0
     last_nack: str = ""
+
+    def keep_only(self, names: Set[ResourceName]) -> None:
+        """Forget what was sent of all others."""
+        for name in self.sent.keys() - names:
+            del self.sent[name]
+            self.acked.pop(name, None)
 
     def blocked(self, now_s: float) -> bool:
         """Whether a new response has to wait for an answer."""
