@@ -168,6 +168,14 @@ def test_cost_counts_as_the_profile_says() -> None:
     assert spent["cheap"] < 0.75 * spent["fast"]
 
 
+def test_a_new_provider_is_probed_even_if_nothing_speaks_for_it() -> None:
+    stations = three()
+    stations["managed"].price_usd_per_million = 500.0
+    plane = Plane(stations, 100.0, baseline={"east": 50, "west": 50, "managed": 0})
+    plane.step(5)
+    assert 0.01 <= plane.shares["managed"] <= 0.05
+
+
 def test_a_standby_provider_gets_nothing() -> None:
     plane = Plane(three(), 100.0, standby=frozenset({"managed"}))
     plane.step(10)

@@ -16,7 +16,11 @@ FAILING_FLOOR_RATIO = 0.5
 def generate(
     problem: Problem, evaluation: Evaluation, last_good: np.ndarray, settings: EngineSettings
 ) -> Candidates:
-    """Propose complete plans; each keeps within floors, masks and the largest step."""
+    """Propose complete plans; each keeps within floors, masks and the largest step.
+
+    To hold is to keep the shares, but for a provider that has less than half its floor (it
+    is new, say): nothing would ever be learned of it.
+    """
     pairs, allowed = problem.pairs, evaluation.allowed
     now = evaluation.shares_now
     found = solver.solve(
@@ -35,5 +39,8 @@ def generate(
     step = limits.limit_shift(pairs, now, optimum, settings.max_shift_ratio)
     reweights = tuple(Candidate(Move.REWEIGHT, now + theta * (step - now)) for theta in STEPS)
     back = limits.limit_shift(pairs, now, last_good, settings.max_shift_ratio)
-    proposed = (Candidate(Move.HOLD, now), *reweights, Candidate(Move.LAST_GOOD, back))
+    starved = pairs.max_by_route((allowed & (now < 0.5 * floor)).astype(np.float64)) > 0.0
+    fed = limits.with_floor(pairs, now, allowed, floor)
+    hold = np.where(starved[pairs.route], fed, now)
+    proposed = (Candidate(Move.HOLD, hold), *reweights, Candidate(Move.LAST_GOOD, back))
     return Candidates(proposed, found.price_ms, found.gap_ratio, found.iterations)

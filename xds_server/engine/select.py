@@ -42,7 +42,7 @@ def select(
         reasons = (HoldReason.OBSERVING,) * pairs.routes
     move = np.array([MOVES.index(Move.HOLD if r else plan.move) for r in reasons], dtype=np.int64)
     held = np.array([bool(r) for r in reasons], dtype=bool)
-    shares = np.where(held[pairs.route], now, plan.shares)
+    shares = np.where(held[pairs.route], proposed[0].shares, plan.shares)
     return Decision(
         now_s=evaluation.now_s,
         move=move,
