@@ -71,8 +71,7 @@ def test_the_resources_of_the_reference_mesh(weighted: bool, update_golden: bool
     mesh = reference()
     endpoints = {p.name: p.endpoints for p in mesh.providers.values()}
     publisher = Publisher(mesh, MeshResources(mesh, endpoints))
-    publisher.connect(Node("n1", "checkout"))
-    publisher.uses_runtime("n1")
+    publisher.uses_runtime(publisher.connect(Node("n1", "checkout")))
     publisher.set_group("n1", GROUP)
     if weighted:
         search = {"search-east": 9000, "search-west": 1000, "search-managed": 0}

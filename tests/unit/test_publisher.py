@@ -21,9 +21,9 @@ def publisher(**options: object) -> Publisher:
 
 def connected(runtime: bool = True, **options: object) -> Publisher:
     made = publisher(**options)
-    made.connect(NODE)
+    handle = made.connect(NODE)
     if runtime:
-        made.uses_runtime("n1")
+        made.uses_runtime(handle)
     made.set_group("n1", GROUP)
     return made
 
@@ -60,7 +60,7 @@ def test_weights_change_the_routes_of_a_node_without_a_runtime_layer() -> None:
     before = versions(made)
     made.publish(overlay(a=2500, b=7500), 0.0)
     assert {url for url, v in versions(made).items() if v != before[url]} == {RDS}
-    made.uses_runtime("n1")
+    made.uses_runtime(made.nodes["n1"])
     assert versions(made)[RDS] == before[RDS]
 
 
@@ -73,8 +73,7 @@ def test_the_configuration_can_force_the_way() -> None:
 
 def test_nodes_of_a_group_share_the_bytes() -> None:
     made = connected()
-    made.connect(Node("n2", "shop"))
-    made.uses_runtime("n2")
+    made.uses_runtime(made.connect(Node("n2", "shop")))
     made.set_group("n2", GROUP)
     made.publish(overlay(a=2500, b=7500), 0.0)
     one, two = (made.nodes[n].snapshot() for n in ("n1", "n2"))
@@ -85,8 +84,7 @@ def test_nodes_of_a_group_share_the_bytes() -> None:
 async def test_only_the_nodes_that_a_change_concerns_are_woken() -> None:
     made = connected()
     other = GroupKey("shop", "peak", Locality())
-    made.connect(Node("n2", "shop"))
-    made.uses_runtime("n2")
+    made.uses_runtime(made.connect(Node("n2", "shop")))
     made.set_group("n2", other)
     made.publish(Overlay({**overlay(a=1, b=1).weights, other: {"search": {"a": 1, "b": 1}}}), 0.0)
     mine, theirs = asyncio.Event(), asyncio.Event()
@@ -190,10 +188,21 @@ def test_a_node_says_where_it_listens() -> None:
 
 def test_a_node_stays_until_its_last_stream_closes() -> None:
     made = publisher()
-    first = made.connect(NODE)
-    assert made.connect(NODE) is first
-    made.disconnect("n1")
-    assert "n1" in made.nodes
-    made.disconnect("n1")
+    first, second = made.connect(NODE), made.connect(NODE)
+    made.disconnect(first)
+    assert made.nodes["n1"] is second
+    made.disconnect(second)
     assert made.nodes == {}
     made.set_group("n1", GROUP)  # a tick that has not noticed yet
+
+
+def test_a_second_envoy_with_the_same_id_moves_nothing_of_the_first() -> None:
+    made = connected()
+    made.publish(overlay(a=2500, b=7500), 0.0)
+    first = made.nodes["n1"]
+    before = first.snapshot()
+    second = made.connect(Node("n1", "shop", metadata={"listeners": {"search": "127.0.0.1:15099"}}))
+    made.publish(overlay(a=2500, b=7500), 1.0)
+    assert first.snapshot().types == before.types
+    assert second.snapshot().of(LDS) != before.of(LDS)
+    assert second.group == GROUP

@@ -267,6 +267,8 @@ def test_case_52_on_reconnect_nothing_is_sent_if_all_is_current() -> None:
     stream = DeltaStream()
     stream.receive(DeltaRequest(CDS, initial_versions={"a": "1"}), 0.0)
     assert stream.poll(snapshot(CDS={"a": "1"}), 0.0) == []
+    (cds,) = stream.progress(0.0)
+    assert cds.version_acked == cds.version_sent == snapshot(CDS={"a": "1"}).of(CDS).version
 
 
 # -- D: ordering ---------------------------------------------------------------------------

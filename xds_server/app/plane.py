@@ -73,19 +73,22 @@ class ControlPlane:
     def connect(self, node: Node) -> NodeHandle:
         """Register a stream: its node gets a snapshot, and counts as an instance."""
         handle = self.publisher.connect(node)
+        if node.node_id in self.registry.nodes:
+            # A client that reconnects; or two with one name, whose counters then mix.
+            log.warning("xds.node_twice", node_id=node.node_id, application=node.application)
         self.registry.node_connected(node, self._clock.now_s())
         log.info("xds.node_connected", node_id=node.node_id, application=node.application)
         return handle
 
-    def disconnect(self, node_id: NodeId) -> None:
+    def disconnect(self, handle: NodeHandle) -> None:
         """Take back one ``connect``."""
-        self.publisher.disconnect(node_id)
-        self.registry.node_disconnected(node_id)
-        log.info("xds.node_disconnected", node_id=node_id)
+        self.publisher.disconnect(handle)
+        self.registry.node_disconnected(handle.node.node_id)
+        log.info("xds.node_disconnected", node_id=handle.node.node_id)
 
-    def uses_runtime(self, node_id: NodeId) -> None:
-        """Say that the node subscribes to RTDS."""
-        self.publisher.uses_runtime(node_id)
+    def uses_runtime(self, handle: NodeHandle) -> None:
+        """Say that the stream subscribes to RTDS."""
+        self.publisher.uses_runtime(handle)
 
     # -- changes ---------------------------------------------------------------------
 

@@ -39,14 +39,18 @@ _NO_OVERLAY = Overlay({})
 
 
 class NodeHandle:
-    """One connected node; stays the same object while any of its streams is open."""
+    """One stream of a node.
 
-    def __init__(self, node: Node, snapshot: Snapshot) -> None:
+    What a stream says of itself (where it listens, that it has a runtime layer) counts for
+    that stream alone: two Envoys that share an id by mistake do not move each other's
+    listeners. Its group is that of the node.
+    """
+
+    def __init__(self, node: Node, snapshot: Snapshot, group: GroupKey | None) -> None:
         self.node = node
-        self.group: GroupKey | None = None
+        self.group = group
         self.runtime = False
         self.heartbeat_seq = 0
-        self.streams = 1
         self._snapshot = snapshot
         self._wakeups: set[asyncio.Event] = set()
 
@@ -99,55 +103,54 @@ class Publisher:
 
     def __init__(self, mesh: Mesh, resources: MeshResources) -> None:
         self._mesh, self._resources = mesh, resources
-        self._nodes: dict[NodeId, NodeHandle] = {}
+        self._nodes: dict[NodeId, list[NodeHandle]] = {}
         self._weights = _Weights()
 
     # -- nodes -----------------------------------------------------------------------
 
     @property
     def nodes(self) -> Mapping[NodeId, NodeHandle]:
-        """Every node with an open stream."""
-        return self._nodes
+        """Every node with an open stream, by its newest."""
+        return {node_id: handles[-1] for node_id, handles in self._nodes.items()}
+
+    @property
+    def _handles(self) -> Iterable[NodeHandle]:
+        return (handle for handles in self._nodes.values() for handle in handles)
 
     def connect(self, node: Node) -> NodeHandle:
         """Register one more stream of a node.
 
         Raises UnknownApplicationError, or RemoteProtocolError for unusable metadata.
         """
-        handle = self._nodes.get(node.node_id)
-        snapshot = self._compose(node, None, runtime=False)
-        if handle is None:
-            handle = self._nodes[node.node_id] = NodeHandle(node, snapshot)
-            return handle
-        handle.streams += 1
-        handle.node = node  # the newest says where it listens
-        self._refresh((handle,))
+        others = self._nodes.get(node.node_id, [])
+        group = others[-1].group if others else None
+        handle = NodeHandle(node, self._compose(node, group, runtime=False), group)
+        self._nodes.setdefault(node.node_id, []).append(handle)
         return handle
 
-    def disconnect(self, node_id: NodeId) -> None:
+    def disconnect(self, handle: NodeHandle) -> None:
         """Take back one ``connect``."""
-        handle = self._nodes[node_id]
-        handle.streams -= 1
-        if handle.streams == 0:
+        node_id = handle.node.node_id
+        self._nodes[node_id].remove(handle)
+        if not self._nodes[node_id]:
             del self._nodes[node_id]
 
-    def uses_runtime(self, node_id: NodeId) -> None:
-        """Say that the node subscribes to RTDS: its weights come that way, and expire."""
-        handle = self._nodes[node_id]
+    def uses_runtime(self, handle: NodeHandle) -> None:
+        """Say that the stream subscribes to RTDS: its weights come that way, and expire."""
         if not handle.runtime:
             handle.runtime = True
             self._refresh((handle,))
 
     def set_group(self, node_id: NodeId, group: GroupKey) -> None:
         """Say which weights a node has. Unknown nodes are ignored: they have just left."""
-        handle = self._nodes.get(node_id)
-        if handle is not None and handle.group != group:
-            handle.group = group
-            self._refresh((handle,))
+        for handle in self._nodes.get(node_id, ()):
+            if handle.group != group:
+                handle.group = group
+                self._refresh((handle,))
 
     def weights_via(self, node_id: NodeId) -> WeightsVia | None:
         """Say how a node gets the engine's weights now; None while it has the baseline."""
-        handle = self._nodes[node_id]
+        handle = self._nodes[node_id][-1]
         if handle.group not in self._weights.encoded:
             return None
         return WeightsVia.RTDS if self._by_runtime(handle.runtime) else WeightsVia.RDS
@@ -160,14 +163,14 @@ class Publisher:
         if mesh.mode is not Mode.ENFORCE:
             self._weights.overlay = _NO_OVERLAY
         self._encode(self._weights.overlay)
-        self._refresh(self._nodes.values())
+        self._refresh(self._handles)
 
     def publish(self, overlay: Overlay, now_s: float) -> None:
         """Replace all weights. Raises InvalidWeightsError, and then changes nothing."""
         self._encode(overlay)
         self._weights.overlay = overlay
         self._weights.renewed_at_s = now_s
-        self._refresh(self._nodes.values())
+        self._refresh(self._handles)
 
     def renew(self, now_s: float) -> None:
         """The engine is alive: let heartbeats go out, a few per TTL."""
@@ -177,7 +180,7 @@ class Publisher:
             self._mesh.engine.weights_ttl_s / HEARTBEATS_PER_TTL
         ):
             state.heartbeat_at_s = now_s
-            for handle in self._nodes.values():
+            for handle in self._handles:
                 handle.heartbeat_seq += 1
                 handle.wake()
 
@@ -193,7 +196,7 @@ class Publisher:
         """Put every node back to its baseline."""
         epoch = self._weights.epoch + 1  # what comes next is new, also to who had it before
         self._weights = _Weights(epoch=epoch)
-        self._refresh(self._nodes.values())
+        self._refresh(self._handles)
 
     def weights_asked(self, group: GroupKey) -> Mapping[ServiceName, Mapping[ProviderName, int]]:
         """Return the weights that a group has been given; empty at the baseline."""

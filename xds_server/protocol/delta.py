@@ -31,6 +31,7 @@ class DeltaStream(StreamMachine):
             # What the client kept from an earlier stream counts as sent, and applied.
             state.sent = {name: Sent(v) for name, v in request.initial_versions.items()}
             state.acked = dict(request.initial_versions)
+            state.resumed = bool(request.initial_versions)
         events: list[Event] = []
         if request.response_nonce:
             events = self._settle(

@@ -64,6 +64,7 @@ class TypeState:
     owed: bool = False  # an answer even if there is nothing in it
     in_flight: dict[Nonce, InFlight] = field(default_factory=dict)
     nonce: Nonce = ""
+    resumed: bool = False  # the client came with resources that it has from before
     version_sent: Version = ""
     version_acked: Version = ""
     acked: dict[ResourceName, Version] = field(default_factory=dict)
@@ -147,6 +148,9 @@ class StreamMachine(ABC):
             update = self._due(type_url, state, snapshot, now_s)
             if update:
                 responses.append(self._send(type_url, state, snapshot, update, now_s))
+            elif state.resumed:  # what it kept from an earlier stream is what it should have
+                state.version_sent = state.version_acked = snapshot.of(type_url).version
+            state.resumed = False
         return responses
 
     def heartbeat(self, snapshot: Snapshot, now_s: float) -> list[Response]:

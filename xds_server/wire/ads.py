@@ -28,7 +28,7 @@ class AggregatedDiscoveryService:
 
     def __init__(
         self,
-        source: Source,
+        source: Source[Any],
         observer: Observer,
         clock: Clock,
         *,

@@ -8,12 +8,12 @@ a client is slow become one response. A client that does not read is ended, not 
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import structlog
 
 from xds_server.errors import RemoteProtocolError
-from xds_server.model.ids import RTDS, NodeId
+from xds_server.model.ids import RTDS
 from xds_server.model.snapshot import Node, Snapshot
 from xds_server.ports import Clock
 from xds_server.protocol.events import Event, Nacked, UnknownType
@@ -30,7 +30,7 @@ Decode: TypeAlias = Callable[[bytes], tuple[Request, Any]]
 
 
 class Handle(Protocol):
-    """One connected node as the cache knows it."""
+    """One stream as the cache knows it."""
 
     heartbeat_seq: int
     """Grows whenever TTLs are to be extended."""
@@ -48,19 +48,22 @@ class Handle(Protocol):
         ...
 
 
-class Source(Protocol):
+H = TypeVar("H", bound=Handle)
+
+
+class Source(Protocol[H]):
     """Where streams get their snapshots."""
 
-    def connect(self, node: Node) -> Handle:
+    def connect(self, node: Node) -> H:
         """Register a stream of that node. Raises RemoteProtocolError to refuse it."""
         ...
 
-    def disconnect(self, node_id: NodeId) -> None:
+    def disconnect(self, handle: H) -> None:
         """Take back one ``connect``."""
         ...
 
-    def uses_runtime(self, node_id: NodeId) -> None:
-        """Say that the node subscribes to RTDS."""
+    def uses_runtime(self, handle: H) -> None:
+        """Say that the stream subscribes to RTDS."""
         ...
 
 
@@ -91,12 +94,14 @@ class StreamStalledError(Exception):
 class Stream:
     """One ADS stream while it is open."""
 
+    _handle: Any  # of the source's own kind; None before the first request
+
     def __init__(
         self,
         stream_id: int,
         protocol: str,
         machine: StreamMachine,
-        source: Source,
+        source: Source[Any],
         observer: Observer,
         clock: Clock,
         *,
@@ -108,7 +113,7 @@ class Stream:
         self.node: Node | None = None
         self._machine, self._source, self._observer = machine, source, observer
         self._clock, self._write_timeout_s = clock, write_timeout_s
-        self._handle: Handle | None = None
+        self._handle = None
         self._wake = asyncio.Event()
         self._ended = False
         self._heartbeats_seen = 0
@@ -176,8 +181,8 @@ class Stream:
         for event in self._machine.receive(request, self._clock.now_s()):
             self._observer.received(self, event)
             self._report(event)
-        if self.node and not runtime_before and self._machine.subscribes_to(RTDS):
-            self._source.uses_runtime(self.node.node_id)
+        if self._handle and not runtime_before and self._machine.subscribes_to(RTDS):
+            self._source.uses_runtime(self._handle)
 
     def _report(self, event: Event) -> None:
         node_id = self.node.node_id if self.node else ""
@@ -244,6 +249,6 @@ class Stream:
     def _close(self, reason: str) -> None:
         if self._handle is not None and self.node is not None:
             self._handle.unsubscribe_wakeup(self._wake)
-            self._source.disconnect(self.node.node_id)
+            self._source.disconnect(self._handle)
             self._handle = None
             self._observer.closed(self, reason)
