@@ -3,14 +3,11 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from ruamel.yaml import YAML
 
 from xds_server.config import inert_keys, load_mesh, parse_mesh
-from xds_server.errors import ConfigError
+from xds_server.errors import ConfigError, Problem
 from xds_server.model.ids import Locality
-from xds_server.model.topology import Address, Mode, WeightsVia
+from xds_server.model.topology import Address, Mode, TlsSettings, WeightsVia
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "tests/mesh_reference.yaml").read_text()
@@ -36,7 +33,7 @@ applications:
 """
 
 
-def problems(text: str):  # type: ignore[no-untyped-def]
+def problems(text: str) -> tuple[Problem, ...]:
     with pytest.raises(ConfigError) as caught:
         parse_mesh(text, "mesh.yaml")
     return caught.value.problems
@@ -118,9 +115,113 @@ def test_a_mistake_is_named_with_line_key_and_remedy(
     assert first.remedy
 
 
+def test_listeners_that_are_not_given_take_free_ports_from_their_place_on() -> None:
+    calls = "calls:\n      a: {}\n      b: {listener: 127.0.0.1:15001}\n      c: {}"
+    services = "".join(
+        f"  {n}: {{providers: {{{n}1: {{endpoints: [{{address: 127.0.0.1, port: 1}}]}}}}}}\n"
+        for n in "abc"
+    )
+    text = SMALL.replace("calls:\n      search: {timeout_s: 1.0}", calls)
+    text = text.replace("services:\n", "services:\n" + services)
+    ports = [c.listener for c in parse_mesh(text, "mesh.yaml").templates["web"].calls]
+    assert ports == ["127.0.0.1:15002", "127.0.0.1:15001", "127.0.0.1:15003"]
+
+
+@pytest.mark.parametrize(
+    ("written", "performance", "cost"),
+    [
+        ("{}", 0.5, 0.5),
+        ("{performance: 0.75}", 0.75, 0.25),
+        ("{cost: 0.75}", 0.25, 0.75),
+        ("{performance: 1, cost: 1}", 0.5, 0.5),
+        ("{performance: 0.3, cost: 0.1}", 0.75, 0.25),
+        ("{performance: 0, cost: 0.1}", 0.0, 1.0),
+    ],
+)
+def test_profile_weights_sum_to_one(written: str, performance: float, cost: float) -> None:
+    text = SMALL.replace("steady: {}", f"steady: {{weights: {written}}}")
+    profile = parse_mesh(text, "mesh.yaml").templates["web"].profile("steady")
+    assert profile.performance_weight == pytest.approx(performance)
+    assert profile.cost_weight == pytest.approx(cost)
+
+
+def test_a_standby_provider_has_no_baseline_weight() -> None:
+    text = SMALL.replace("      b:\n", "      b:\n        standby: true\n")
+    mesh = parse_mesh(text, "mesh.yaml")
+    assert [p.baseline_weight for p in mesh.services["search"].providers] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("127.0.0.1:1", Address("127.0.0.1", 1)),
+        ("'[::1]:18000'", Address("::1", 18000)),
+        ("control.example.com:0", Address("control.example.com", 0)),
+        ("unix:/run/xds.sock", Address("unix:/run/xds.sock")),
+    ],
+)
+def test_the_server_listens_on_any_kind_of_address(written: str, address: Address) -> None:
+    tls = "tls: {cert: c.pem, key: k.pem}"
+    text = SMALL + f"server: {{xds: {{address: {written}, {tls}}}}}\n"
+    server = parse_mesh(text, "mesh.yaml").server
+    assert server.xds == address
+    assert server.xds_tls == TlsSettings("c.pem", "k.pem")
+
+
+def test_an_empty_section_is_a_section_of_defaults() -> None:
+    assert parse_mesh(SMALL + "engine:\nserver:\n  xds:\n", "mesh.yaml") == parse_mesh(
+        SMALL, "mesh.yaml"
+    )
+
+
+def test_aliases_and_merge_keys_are_followed() -> None:
+    text = SMALL.replace("        endpoints: [{address: 127.0.0.1, port: 9001}]", "        &a\n"
+                         "        endpoints: [{address: 127.0.0.1, port: 9001}]\n"
+                         "        price: {per_million_requests_usd: 3}")  # fmt: skip
+    text = text.replace("      b:\n", "      b:\n        <<: *a\n")
+    b = parse_mesh(text, "mesh.yaml").providers["b"]
+    assert b.price.per_million_requests_usd == 3.0
+    assert b.endpoints == (Address("127.0.0.1", 9002),)
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     text = SMALL.replace("timeout_s: 1.0", "timout_s: 1.0").replace("port: 9002", "port: x")
-    assert {p.line for p in problems(text)} >= {8, 12}
+    text = text.replace("template: web", "template: wob").replace("10.0", "")
+    assert [p.line for p in problems(text)] == [8, 12, 15, 18]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("services:", "servicez:"),
+        ("templates:", "templatez:"),
+        ("    calls:", "    calks:"),
+        ("        endpoints: [{address: 127.0.0.1, port: 9001}]", "        endpoints:"),
+        ("endpoints: [{address: 127.0.0.1, port: 9001}]", "endpoint: []"),
+        ("{address: 127.0.0.1, port: 9001}", "{address: 127.0.0.1}"),
+        ("mesh: m", "mash: m"),
+        ("template: web", "temp1ate: web"),
+        ("timeout_s: 1.0", "timeout_s:"),
+    ],
+)
+def test_one_mistake_is_one_problem(change: tuple[str, str]) -> None:
+    text = SMALL.replace(change[0], change[1], 1)
+    assert text != SMALL
+    assert [str(p) for p in problems(text)] == [str(problems(text)[0])]
+
+
+def test_an_alias_to_itself_and_a_bomb_of_aliases_are_refused() -> None:
+    assert any("itself" in p.message for p in problems("mesh: &m [*m]\n"))
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    for i in range(1, 8):
+        again = ", ".join([f"*a{i - 1}"] * 10)
+        lines.append(f"a{i}: &a{i} [{again}]")
+    assert "too large" in problems("\n".join(lines))[0].message
+
+
+@pytest.mark.parametrize("text", ["{" * 5000, "mesh: " + "[" * 5000 + "]" * 5000])
+def test_nesting_without_end_is_refused(text: str) -> None:
+    assert "nested" in problems(text)[0].message
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "mesh: [", "just words", "mesh: m\nmesh: n\n"])
@@ -136,70 +237,3 @@ def test_files_that_cannot_be_read_are_config_errors(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"mesh: caf\xe9\n")
     with pytest.raises(ConfigError, match="not UTF-8"):
         load_mesh(tmp_path / "latin.yaml")
-
-
-def _paths(node: object, at: tuple = ()) -> list[tuple]:  # type: ignore[type-arg]
-    items = (
-        list(node.items())
-        if isinstance(node, dict)
-        else list(enumerate(node))
-        if isinstance(node, list)
-        else []
-    )
-    return [at, *(p for key, child in items for p in _paths(child, (*at, key)))]
-
-
-PLAIN = YAML(typ="safe").load(REFERENCE)
-PATHS = [p for p in _paths(PLAIN) if p]
-junk = st.sampled_from(
-    [None, True, -1, 0, 1e308, "", "x", "10s", [], {}, ["x"], {"x": 1}, float("nan"), "a.b", "é"]
-)
-
-
-@given(st.sampled_from(PATHS), st.sampled_from(["drop", "retype", "rename"]), junk)
-@settings(max_examples=250, deadline=None)
-def test_any_damage_gives_a_mesh_or_problems_that_can_be_acted_on(
-    path: tuple[object, ...], how: str, value: object
-) -> None:
-    document = YAML(typ="safe").load(REFERENCE)
-    parent = document
-    for key in path[:-1]:
-        parent = parent[key]
-    if how == "retype":
-        parent[path[-1]] = value
-    else:
-        old = parent.pop(path[-1])
-        if how == "rename" and isinstance(parent, dict):
-            parent[f"{path[-1]}x"] = old
-    from io import StringIO
-
-    out = StringIO()
-    YAML(typ="safe").dump(document, out)
-    text = out.getvalue()
-    for problem in _damage(text):
-        assert 1 <= problem.line <= text.count("\n") + 1
-        assert problem.message
-        assert problem.remedy
-
-
-def _damage(text: str):  # type: ignore[no-untyped-def]
-    """Problems of a text, none if it is a mesh; an error without any is not allowed."""
-    try:
-        parse_mesh(text, "mesh.yaml")
-    except ConfigError as error:
-        return error.problems or [None]
-    return ()
-
-
-def test_every_key_is_documented() -> None:
-    from pydantic import BaseModel
-
-    from xds_server.config import schema
-
-    page = (ROOT / "docs/configuration.md").read_text()
-    sections = [
-        s for s in vars(schema).values() if isinstance(s, type) and issubclass(s, BaseModel)
-    ]
-    keys = {name for s in sections for name in s.model_fields}
-    assert sorted(k for k in keys if f"`{k}`" not in page and f"## {k}" not in page
-                  and f"`{k}." not in page and f".{k}`" not in page) == []  # fmt: skip

@@ -13,7 +13,7 @@ from xds_server.config.schema import (
     ProviderSection,
     ServerSection,
 )
-from xds_server.config.source import Document, KeyPath
+from xds_server.config.source import Document, KeyPath, dotted
 from xds_server.config.units import nearest
 from xds_server.errors import Problem
 
@@ -34,6 +34,10 @@ class Findings:
         self.problems = problems
         self._broken = broken
 
+    def is_broken(self, at: KeyPath) -> bool:
+        """Whether exactly this was taken out, so that nothing is known of what is in it."""
+        return at in self._broken
+
     def add(
         self, at: KeyPath, message: str, remedy: str, depends: Iterable[KeyPath] | None = None
     ) -> None:
@@ -42,22 +46,26 @@ class Findings:
         if not any(_related(b, n) for b in self._broken for n in needs):
             self.problems.append(self.document.problem(at, message, remedy))
 
-    def unknown(self, at: KeyPath, what: str, name: str, known: Iterable[str], where: str) -> None:
-        """Report a name that nothing declares."""
+    def unknown(
+        self, at: KeyPath, what: str, name: str, known: Iterable[str], where: KeyPath
+    ) -> None:
+        """Report a name that nothing under ``where`` declares."""
+        if self.is_broken(where):
+            return
         options = sorted(known)
         near = nearest(name, options)
         if near:
-            remedy = f"write `{near[0]}`, or declare `{name}` under `{where}`"
+            remedy = f"write `{near[0]}`, or declare `{name}` under `{dotted(where)}`"
         elif options:
             some = ", ".join(f"`{o}`" for o in options[:8])
-            remedy = f"write one of {some}, or declare `{name}` under `{where}`"
+            remedy = f"write one of {some}, or declare `{name}` under `{dotted(where)}`"
         else:
-            remedy = f"declare `{name}` under `{where}`"
+            remedy = f"declare `{name}` under `{dotted(where)}`"
         self.add(at, f"no {what} is named {name!r}", remedy, depends=())
 
-    def label(self, at: KeyPath, what: str, *, underscore: bool = False) -> None:
+    def label(self, at: KeyPath, what: str, name: str = "", *, underscore: bool = False) -> None:
         """Report a name that cannot be part of an Envoy resource name."""
-        name = str(at[-1]) if at != ("mesh",) else str(self.document.data.get("mesh"))
+        name = name or str(at[-1])
         if (_LABEL_UNDERSCORE if underscore else _LABEL).fullmatch(name):
             return
         allowed = "a-z, 0-9, - and _" if underscore else "a-z, 0-9 and -"
@@ -75,7 +83,7 @@ def _related(one: KeyPath, other: KeyPath) -> bool:
 
 def check_mesh(mesh: MeshFile, findings: Findings) -> None:
     """Check all but templates and applications."""
-    findings.label(("mesh",), "a mesh", underscore=True)
+    findings.label(("mesh",), "a mesh", mesh.mesh or "(empty)", underscore=True)
     for section in ("services", "templates", "applications"):
         if not getattr(mesh, section):
             remedy = f"declare at least one entry under `{section}`"

@@ -13,6 +13,7 @@ from xds_server.config.schema import (
     TemplateSection,
 )
 from xds_server.config.source import KeyPath
+from xds_server.config.units import nearest
 from xds_server.config.when import faults
 
 CALL_MIX_TOLERANCE: Final = 0.02
@@ -42,7 +43,7 @@ def check_templates(mesh: MeshFile, findings: Findings) -> None:
         findings.label(here, "an application")
         if application.template not in declared:
             at = (*here, "template")
-            findings.unknown(at, "template", application.template, declared, "templates")
+            findings.unknown(at, "template", application.template, declared, ("templates",))
 
 
 def _check_calls(
@@ -55,7 +56,7 @@ def _check_calls(
     for name, call in template.calls.items():
         here = (*at, name)
         if name not in declared:
-            findings.unknown(here, "service", name, declared, "services")
+            findings.unknown(here, "service", name, declared, ("services",))
         if call.listener is not None:
             other = listeners.setdefault(str(call.listener), name)
             if other != name:
@@ -123,14 +124,15 @@ def _check_weights(at: KeyPath, profile: ProfileSection, findings: Findings) -> 
 def _check_regions(
     at: KeyPath, profile: ProfileSection, mesh: MeshFile, findings: Findings
 ) -> None:
-    known = {p.locality.region for s in mesh.services.values() for p in s.providers.values()}
-    known.discard("")
+    if findings.is_broken(("services",)):
+        return
+    known = _regions(mesh)
     for key in ("require", "prefer"):
         for i, region in enumerate(getattr(profile.geography, key)):
             if region not in known:
                 where = (*at, key, i)
-                options = ", ".join(f"`{r}`" for r in sorted(known)[:8])
-                remedy = f"write one of {options}" if known else "remove it"
+                options = ", ".join(f"`{r}`" for r in nearest(region, known) or sorted(known)[:8])
+                remedy = f"write {options}" if known else "remove it"
                 remedy += ", or give a provider that `locality`"
                 message = f"no provider is in region {region!r}"
                 depends = [f for s in mesh.services for f in _facts(s, findings, "locality")]
@@ -156,7 +158,7 @@ def _check_reach(
         for name, profile in template.profiles.items():
             require = set(profile.geography.require)
             near = [p for p in capable if p.locality.region in require]
-            if require and not _weight(near):
+            if require and require <= _regions(mesh) and not _weight(near):
                 where = (*at, "profiles", name, "geography", "require")
                 message = f"leaves the call of `{service}` without a provider that takes traffic"
                 regions = sorted({p.locality.region for p in capable if _weight([p])} - {""})
@@ -191,16 +193,22 @@ def _check_band(at: KeyPath, band: tuple[float, float] | None, findings: Finding
 def _check_called(
     at: KeyPath, values: Mapping[str, object], template: TemplateSection, findings: Findings
 ) -> None:
-    called = set(template.calls) | set(findings.document.names("templates", str(at[1]), "calls"))
+    calls = ("templates", str(at[1]), "calls")
+    called = set(template.calls) | set(findings.document.names(*calls))
     for service in values:
         if service not in called:
-            findings.unknown((*at, service), "call", service, called, f"templates.{at[1]}.calls")
+            findings.unknown((*at, service), "call", service, called, calls)
 
 
 def _facts(service: str, findings: Findings, *keys: str) -> list[KeyPath]:
     """Return where the file says those things of each provider of a service."""
     at = ("services", service, "providers")
     return [(*at, p, key) for p in findings.document.names(*at) for key in keys]
+
+
+def _regions(mesh: MeshFile) -> set[str]:
+    providers = (p for s in mesh.services.values() for p in s.providers.values())
+    return {p.locality.region for p in providers} - {""}
 
 
 def _providers(mesh: MeshFile, service: str) -> dict[str, ProviderSection]:

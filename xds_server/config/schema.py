@@ -126,7 +126,9 @@ class ProviderSection(Section):
 class ServiceSection(Section):
     """What applications call, by function; and who provides it."""
 
-    providers: dict[str, ProviderSection]
+    providers: dict[str, ProviderSection] = Field(
+        examples=["{search-east: {endpoints: [{address: 127.0.0.1, port: 9101}]}}"]
+    )
 
 
 class CallSection(Section):
@@ -195,8 +197,8 @@ class FlagSection(Section):
 class TemplateSection(Section):
     """Everything an application declares about itself."""
 
-    calls: dict[str, CallSection]
-    profiles: dict[str, ProfileSection]
+    calls: dict[str, CallSection] = Field(examples=["{search: {timeout_s: 1.0}}"])
+    profiles: dict[str, ProfileSection] = Field(examples=["{steady: {latency_p95_s: 0.3}}"])
     phases: PhasesSection = PhasesSection()
     behaviour: BehaviourSection = BehaviourSection()
     flags: dict[str, FlagSection] = Field(default={})
@@ -257,9 +259,13 @@ class MeshFile(Section):
     mode: Literal["observe", "recommend", "enforce"] = "observe"
     engine: EngineSection = EngineSection()
     telemetry: TelemetrySection = TelemetrySection()
-    services: dict[str, ServiceSection]
-    templates: dict[str, TemplateSection]
-    applications: dict[str, ApplicationSection]
+    services: dict[str, ServiceSection] = Field(examples=["{search: {providers: {...}}}"])
+    templates: dict[str, TemplateSection] = Field(
+        examples=["{storefront: {calls: {...}, profiles: {...}}}"]
+    )
+    applications: dict[str, ApplicationSection] = Field(
+        examples=["{checkout: {template: storefront}}"]
+    )
     server: ServerSection = ServerSection()
     history: HistorySection | None = None
 

@@ -37,7 +37,7 @@ class Document:
 
     def problem(self, at: KeyPath, message: str, remedy: str) -> Problem:
         """Say what is wrong at a key."""
-        return Problem(self.path, self.line(at), dotted(at), message, remedy)
+        return _problem(self.path, self.line(at), at, message, remedy)
 
     def names(self, *at: str) -> tuple[str, ...]:
         """Return the keys that the file itself has under ``at``, right or wrong."""
@@ -49,7 +49,16 @@ class Document:
 
 def dotted(at: KeyPath) -> str:
     """Write a path as operators read it."""
-    return ".".join(str(k) for k in at) or "(file)"
+    return ".".join(_one_line(str(k)[:100]) for k in at) or "(file)"
+
+
+def _problem(path: str, line: int, at: KeyPath, message: str, remedy: str) -> Problem:
+    return Problem(path, line, dotted(at), _one_line(message), _one_line(remedy))
+
+
+def _one_line(text: str) -> str:
+    """Replace what would break a line or hide in it: operators' text is quoted in problems."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def read_document(text: str, path: str) -> tuple[Document, list[Problem]]:
@@ -77,7 +86,7 @@ def read_document(text: str, path: str) -> tuple[Document, list[Problem]]:
 
 
 def _at_top(path: str, message: str, remedy: str) -> Problem:
-    return Problem(path, 1, dotted(()), message, remedy)
+    return _problem(path, 1, (), message, remedy)
 
 
 def _syntax_problem(error: YAMLError, text: str, path: str, last_line: int) -> Problem:
@@ -92,7 +101,7 @@ def _syntax_problem(error: YAMLError, text: str, path: str, last_line: int) -> P
         line = text.count("\n", 0, error.position) + 1
         said = f"character {error.character!r} is not allowed"
     remedy = "mend the syntax: keys as `key: value`, two spaces per level, text with `: ` in quotes"
-    return Problem(path, min(line, last_line), dotted(()), f"is not YAML: {said}", remedy)
+    return _problem(path, min(line, last_line), (), f"is not YAML: {said}", remedy)
 
 
 def _whole_number(text: str) -> int:
@@ -182,4 +191,4 @@ class _Reader:
         return min(int(node.start_mark.line) + 1, self.last_line)
 
     def _say(self, node: Node, at: KeyPath, message: str, remedy: str) -> None:
-        self.problems.append(Problem(self.path, self._line(node), dotted(at), message, remedy))
+        self.problems.append(_problem(self.path, self._line(node), at, message, remedy))

@@ -25,6 +25,7 @@ _STAND_INS: Final[dict[str, Value]] = {
 }
 _MAX_ROUNDS: Final = 100  # each takes out at least one value and all that lack it
 
+_UNKNOWN: Final = "extra_forbidden"
 _NEEDS: Final = {
     "int_type": "a whole number",
     "float_type": "a number",
@@ -55,12 +56,16 @@ def validate(document: Document, problems: list[Problem]) -> tuple[MeshFile, set
         try:
             return MeshFile.model_validate(data), broken
         except ValidationError as error:
-            for detail in error.errors(include_url=False):
-                at = tuple(detail["loc"])
-                if turn == 0 and at not in broken:  # later turns: only what follows
+            details = error.errors(include_url=False)
+            broken |= {_meant(tuple(d["loc"]), d) for d in details if d["type"] == _UNKNOWN}
+            for detail in details:
+                at, kind = tuple(detail["loc"]), detail["type"]
+                follows = turn > 0 or (kind == "missing" and at in broken)
+                if not follows:
                     problems.append(_problem(document, at, detail))
-                broken.add(_meant(at, detail))
-                _repair(data, at, missing=detail["type"] == "missing")
+                if kind != _UNKNOWN:
+                    broken.add(at)
+                _repair(data, at, missing=kind == "missing")
     raise ConfigError(tuple(problems))
 
 
@@ -124,17 +129,15 @@ def _reach(data: Any, at: KeyPath) -> Any:
 
 
 def _meant(at: KeyPath, detail: ErrorDetails) -> KeyPath:
-    """Return the path that a fault leaves without a value."""
-    if detail["type"] == "extra_forbidden":
-        near = guess(at, cast("Value", detail["input"])).key
-        return (*at[:-1], near) if near else at
-    return at
+    """Return the path that an unknown key leaves without a value."""
+    near = guess(at, cast("Value", detail["input"])).key
+    return (*at[:-1], near) if near else at
 
 
 def _problem(document: Document, at: KeyPath, detail: ErrorDetails) -> Problem:
     kind, context = detail["type"], detail.get("ctx", {})
     shown = _shown(detail["input"])
-    if kind == "extra_forbidden":
+    if kind == _UNKNOWN:
         remedy = guess(at, cast("Value", detail["input"])).remedy
         return document.problem(at, "is not a known key", remedy)
     if kind == "missing":
