@@ -76,6 +76,7 @@ class TypeState:
         for name in self.sent.keys() - names:
             del self.sent[name]
             self.acked.pop(name, None)
+        self.asked &= names
 
     def blocked(self, now_s: float) -> bool:
         """Whether a new response has to wait for an answer."""
