@@ -29,11 +29,15 @@ class Hold:
     def blocks(self, wanted: bool, now_s: float) -> bool:
         """Whether to wait now; forgets its age when nothing is ``wanted`` any more."""
         if not wanted:
-            self.since_s = None
+            self.release()
             return False
         if self.since_s is None:
             self.since_s = now_s
         return now_s - self.since_s < HOLD_MAX_S
+
+    def release(self) -> None:
+        """Forget the age: the next wait is another one."""
+        self.since_s = None
 
     def deadline_s(self) -> float | None:
         """When waiting ends by itself; None when nothing waits."""

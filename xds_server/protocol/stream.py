@@ -94,6 +94,11 @@ class Update:
     removed: tuple[ResourceName, ...] = ()
     owed: bool = False
 
+    @property
+    def names(self) -> frozenset[ResourceName]:
+        """Of all that is in it."""
+        return frozenset(r.name for r in self.resources).union(self.removed)
+
     def __bool__(self) -> bool:
         return bool(self.resources or self.removed or self.owed)
 
@@ -142,6 +147,8 @@ class StreamMachine(ABC):
     def poll(self, snapshot: Snapshot, now_s: float) -> list[Response]:
         """Return what to send now, in order; sending is assumed to succeed or end the stream."""
         responses = []
+        if not self._targets_unsettled(snapshot):
+            self._gate.pointers.release()
         for type_url in ORDER:
             state = self._types.get(type_url)
             if state is None or state.blocked(now_s):
@@ -216,7 +223,8 @@ class StreamMachine(ABC):
         state.version_acked = flight.version
         state.acked.update(flight.versions)
         if type_url == EDS:
-            self._gate.endpoints_due -= flight.versions.keys()
+            # Endpoints sent before a cluster changed do not count: they are due again.
+            self._gate.endpoints_due -= flight.versions.keys() & state.sent.keys()
         return [Acked(type_url, flight.version, now_s - flight.sent_at_s, flight.heartbeat)]
 
     def _due(self, type_url: TypeUrl, state: TypeState, snapshot: Snapshot, now_s: float) -> Update:
@@ -227,10 +235,17 @@ class StreamMachine(ABC):
         update = self._missing(state, have, keep)
         if not update or type_url not in POINTERS:
             return update
-        wait = self._gate.pointers.blocks(self._targets_unsettled(snapshot), now_s)
-        # A name that the client waits for is answered at once: it has no route yet.
-        waiting = state.owed or state.asked
-        return Update() if wait and not waiting else update
+        if not self._gate.pointers.blocks(self._targets_unsettled(snapshot), now_s):
+            return update
+        return self._answer(state, update)
+
+    def _answer(self, state: TypeState, update: Update) -> Update:
+        """What goes out during a hold: a client that waits for a name has no route there yet."""
+        if state.owed or (state.subscription.type_url == LDS and state.asked & update.names):
+            return update
+        resources = tuple(r for r in update.resources if r.name in state.asked)
+        removed = tuple(name for name in update.removed if name in state.asked)
+        return Update(resources, removed)
 
     def _targets_unsettled(self, snapshot: Snapshot) -> bool:
         """Whether clusters or endpoints are still on their way to this client."""
