@@ -8,7 +8,7 @@ from tests.scenario.world import Plane, Station
 from xds_server.core import limits
 from xds_server.model.decision import HoldReason
 from xds_server.model.template import Geography, Profile
-from xds_server.model.topology import Mode
+from xds_server.model.topology import EngineSettings, Mode
 
 
 def three() -> dict[str, Station]:
@@ -133,6 +133,21 @@ def test_a_provider_that_failed_is_tried_again_when_it_is_well() -> None:
     stations["east"].error_ratio = 0.0
     plane.step(20)
     assert plane.shares["east"] >= before / 2.0
+
+
+def test_a_dead_provider_that_is_hardly_probed_is_not_believed_well() -> None:
+    """20 requests a second and a floor of 0.2 %: most ticks bring no evidence."""
+    stations = three()
+    settings = EngineSettings(min_share_ratio=0.002, max_shift_ratio=0.35)
+    plane = Plane(stations, 20.0, baseline=BASELINE, settings=settings)
+    plane.step(20)
+    stations["east"].error_ratio = 1.0
+    plane.step(6)
+    shares = []
+    for _ in range(60):
+        plane.step()
+        shares.append(plane.shares["east"])
+    assert max(shares) < 0.01
 
 
 def test_a_change_of_phase_moves_no_traffic_by_itself() -> None:

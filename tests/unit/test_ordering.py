@@ -5,7 +5,6 @@ import pytest
 from tests.unit.client import Client, snapshot
 from xds_server.model.snapshot import Snapshot
 from xds_server.protocol.ordering import HOLD_MAX_S, Gate, Hold
-from xds_server.protocol.stream import PIPELINE_AFTER_S
 
 
 def world(clusters: str, *, version: str = "1", **routes: str) -> Snapshot:

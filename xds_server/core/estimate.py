@@ -24,8 +24,12 @@ CUSUM_LIMIT = 4.0
 no shift at all once in about 170 (Siegmund's approximation)."""
 EXPIRE_S = 60.0
 """Time constant with which an unmeasured model returns to its prior."""
-ERROR_MEMORY = 5.0
-ERROR_FADE_S = 3.0
+ERROR_MEMORY = 200.0
+ERROR_MEMORY_SURPRISED = 3.0
+ERROR_PRIOR = 2.0
+ERROR_FADE_S = 30.0
+_UNLIKELY = 2.3  # -log of 10 %
+_SMALL_ERROR = 0.02
 MODEL_FLOOR = 0.03**2
 """Variance of a measurement that no number of samples removes: model error."""
 
@@ -81,11 +85,12 @@ class ErrorCounts:
 
     failed: Floats  # (J,)
     attempts: Floats  # (J,)
+    clean: Floats  # (J,) attempts since the last failure
 
     @property
     def ratio(self) -> Floats:
-        """(J,) share of attempts that fail, as if one more had succeeded."""
-        return self.failed / (self.attempts + 1.0)
+        """(J,) share of attempts that fail, as if ``ERROR_PRIOR`` more had succeeded."""
+        return self.failed / (self.attempts + ERROR_PRIOR)
 
 
 def count_errors(
@@ -93,11 +98,27 @@ def count_errors(
 ) -> ErrorCounts:
     """Add a tick's attempts to what is remembered of those before.
 
-    No more than ``ERROR_MEMORY`` earlier attempts count against new ones, so a provider
-    that dies under load is believed dead in one tick; and they fade within
-    ``ERROR_FADE_S``, so one that was given up is soon tried again.
+    As long as failures come as often as they did, ``ERROR_MEMORY`` earlier attempts count
+    beside the new ones, so a small error ratio is not a noisy one. When too many fail at once
+    only ``ERROR_MEMORY_SURPRISED`` do, so a provider that dies is believed dead in one tick.
+    When none fails for so long that the old ratio would have it in one case of ten, what
+    was before that run is forgotten: half a dozen successes clear one that failed half of
+    its attempts. Without attempts the past fades within ``ERROR_FADE_S``: slowly, since one
+    that is hardly probed must not be believed well for lack of evidence.
     """
-    fade = np.exp(-elapsed_s / ERROR_FADE_S)
-    kept = fade * np.minimum(1.0, ERROR_MEMORY / np.maximum(before.attempts, 1e-9))
     failed = np.minimum(failed, attempts)
-    return ErrorCounts(before.failed * kept + failed, before.attempts * kept + attempts)
+    ratio = before.ratio
+    clean = np.where(failed > 0.0, 0.0, before.clean + attempts)
+    expected = attempts * ratio
+    worse = failed - expected > SURPRISE_SIGMA * np.sqrt(expected * (1.0 - ratio) + 1.0)
+    # The chance of so long a run without a failure is (1 - ratio) ** clean.
+    well = (ratio > _SMALL_ERROR) & (-clean * np.log1p(-np.minimum(ratio, 0.99)) > _UNLIKELY)
+    memory = np.where(worse, ERROR_MEMORY_SURPRISED, ERROR_MEMORY)
+    kept = np.exp(-elapsed_s / ERROR_FADE_S) * np.minimum(
+        1.0, memory / np.maximum(before.attempts, 1e-9)
+    )
+    return ErrorCounts(
+        np.where(well, 0.0, before.failed * kept + failed),
+        np.where(well, clean, before.attempts * kept + attempts),
+        clean,
+    )

@@ -72,7 +72,7 @@ def initial_state(problem: Problem) -> EngineState:
         ),
         kappa=np.ones(providers),
         tail_ratio=np.full(providers, 2.0),
-        errors=ErrorCounts(np.zeros(providers), np.zeros(providers)),
+        errors=ErrorCounts(np.zeros(providers), np.zeros(providers), np.zeros(providers)),
         calibration=np.ones(routes),
         demand_rps=np.full(routes, np.nan),
         budget_pressure=np.ones(routes),
@@ -127,6 +127,7 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
         errors=ErrorCounts(
             _take(m.errors.failed, provider_from, fresh.errors.failed),
             _take(m.errors.attempts, provider_from, fresh.errors.attempts),
+            _take(m.errors.clean, provider_from, fresh.errors.clean),
         ),
         calibration=_take(m.calibration, route_from, fresh.calibration),
         demand_rps=_take(m.demand_rps, route_from, fresh.demand_rps),
