@@ -78,7 +78,8 @@ class SotwPeer(Peer):
         view.named |= bool(names)
         legacy = kind in FULL_STATE and not view.named
         for name in names - view.asked:
-            view.refused.pop(name, None)
+            if view.refused.get(name) is not None:  # a name that is gone is not answered
+                del view.refused[name]
         view.wildcard, view.asked = legacy or "*" in names, names - {"*"}
         view.forget_unwanted()
         self._say(kind, view)
