@@ -162,5 +162,5 @@ def test_valid_weights_name_each_provider_once_and_sum_above_zero(
     if weights.keys() == providers and sum(weights.values()) > 0:
         validate_weights("here", weights, providers)
     else:
-        with pytest.raises(InvalidWeightsError, match="^here: "):
+        with pytest.raises(InvalidWeightsError, match=r"^here: "):
             validate_weights("here", weights, providers)
