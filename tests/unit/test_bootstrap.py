@@ -10,6 +10,7 @@ import trustme
 from tests.e2e.envoy import envoy_binary
 from tests.e2e.plane import shop
 from xds_server.model.telemetry import LATENCY_BUCKETS_MS
+from xds_server.model.template import Call
 from xds_server.model.topology import ServerSettings, TlsSettings
 from xds_server.resources.bootstrap import SETTINGS, render_bootstrap
 
@@ -45,6 +46,8 @@ def test_the_node_says_who_it_is_and_where_it_listens() -> None:
         ({"template": "wob"}, "configured are: web"),
         ({"max_connections": "many"}, "write a whole number"),
         ({"tls.ca": "ca.pem"}, "server.xds has no tls"),
+        ({"tls.san": "xds.example"}, "server.xds has no tls"),
+        ({"template": "web", "listeners.mail": "127.0.0.1:1"}, "does not call 'mail'"),
         ({"admin.address": "nowhere"}, "write host:port"),
     ],
 )
@@ -138,8 +141,10 @@ def test_a_settings_key_with_a_placeholder_is_refused() -> None:
 
 
 def test_another_template_may_call_other_services() -> None:
-    node = render(template="web", listeners__mail="127.0.0.1:15002")["node"]
-    assert node["metadata"] == {"listeners": {"mail": "127.0.0.1:15002"}, "template": "web"}
+    other = replace(MESH.templates["web"], name="mailer", calls=(Call("mail", "127.0.0.1:1"),))
+    mesh = replace(MESH, templates={**MESH.templates, "mailer": other})
+    node = render(mesh, template="mailer", listeners__mail="127.0.0.1:15002")["node"]
+    assert node["metadata"] == {"listeners": {"mail": "127.0.0.1:15002"}, "template": "mailer"}
 
 
 def test_the_control_plane_is_where_the_server_listens_unless_said_otherwise() -> None:

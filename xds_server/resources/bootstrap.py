@@ -103,7 +103,13 @@ def render_bootstrap(
 
 def _check(mesh: Mesh, application: str, settings: Mapping[str, str]) -> None:
     """Refuse what would be ignored or could not work."""
-    services = {c.service for c in mesh.applications[application].template.calls}
+    if "template" in settings and settings["template"] not in mesh.templates:
+        known_names = ", ".join(sorted(mesh.templates))
+        raise ValueError(f"template {settings['template']!r}; configured are: {known_names}")
+    template = mesh.applications[application].template
+    if "template" in settings:
+        template = mesh.templates[settings["template"]]
+    services = {c.service for c in template.calls}
     for key, value in settings.items():
         prefix, _, rest = key.partition(".")
         known = key in SETTINGS or (prefix in ("listeners", "metadata") and rest)
@@ -111,7 +117,7 @@ def _check(mesh: Mesh, application: str, settings: Mapping[str, str]) -> None:
             near = get_close_matches(key, SETTINGS, n=3) or sorted(SETTINGS)
             raise ValueError(f"unknown setting {key!r}; did you mean: {', '.join(near)}")
         if prefix == "listeners":
-            if rest not in services and "template" not in settings:
+            if rest not in services:
                 raise ValueError(
                     f"{key}: {application} does not call {rest!r}; it calls: "
                     + ", ".join(sorted(services))
@@ -119,13 +125,10 @@ def _check(mesh: Mesh, application: str, settings: Mapping[str, str]) -> None:
             parse_address(value)
     if settings.get("api", "delta") not in ("delta", "sotw"):
         raise ValueError(f"api is {settings['api']!r}; write delta or sotw")
-    if "template" in settings and settings["template"] not in mesh.templates:
-        known_names = ", ".join(sorted(mesh.templates))
-        raise ValueError(f"template {settings['template']!r}; configured are: {known_names}")
     limit = settings.get("max_connections", "1")
     if not limit.isdigit() or int(limit) < 1:
         raise ValueError(f"max_connections is {limit!r}; write a whole number above 0")
-    secured = {"tls.cert", "tls.key", "tls.ca"} & settings.keys()
+    secured = any(key.startswith("tls.") for key in settings)
     if mesh.server.xds_tls is not None and "tls.ca" not in settings:
         raise ValueError("server.xds has tls: add --set tls.ca=... (and tls.cert, tls.key)")
     if mesh.server.xds_tls is None and secured:
