@@ -22,11 +22,12 @@ from envoy.service.runtime.v3 import rtds_pb2
 from google.protobuf import json_format
 from ruamel.yaml import YAML
 
+from tests.e2e.plane import shop
 from xds_server.cache.publisher import Publisher
 from xds_server.config import load_mesh
 from xds_server.model.ids import CDS, EDS, LDS, RDS, RTDS, SHORT, GroupKey, Locality
 from xds_server.model.snapshot import Node, Overlay
-from xds_server.model.topology import Mesh
+from xds_server.model.topology import Address, Mesh, WeightsVia
 from xds_server.resources.bootstrap import render_bootstrap
 from xds_server.resources.mesh import MeshResources
 
@@ -79,6 +80,20 @@ def test_the_resources_of_the_reference_mesh(weighted: bool, update_golden: bool
         publisher.publish(Overlay({GROUP: weights}), 0.0)
     name = "weighted" if weighted else "baseline"
     compare(readable(publisher), HERE / f"out/reference-{name}.json", update_golden)
+
+
+def test_the_resources_of_a_mesh_of_unix_sockets_with_weights_in_its_routes(
+    update_golden: bool,
+) -> None:
+    mesh = shop(18000, 15001, {"a": 9001, "b": 9002}, baseline={"b": 0}, via=WeightsVia.RDS)
+    endpoints = {"a": (Address("unix:/run/a.sock"), Address("::1", 9001))}  # case 55: b has none
+    publisher = Publisher(mesh, MeshResources(mesh, endpoints))
+    here = {"listeners": {"search": "unix:/run/search.sock"}}
+    publisher.connect(Node("n1", "shop", metadata=here))
+    group = GroupKey("shop", "steady", Locality())
+    publisher.set_group("n1", group)
+    publisher.publish(Overlay({group: {"search": {"a": 1, "b": 9999}}}), 0.0)
+    compare(readable(publisher), HERE / "out/sockets-weighted.json", update_golden)
 
 
 @pytest.mark.parametrize("api", ["delta", "sotw"])
