@@ -30,7 +30,7 @@ STORY = Story(
     60.0,
     (
         Event("brown-out", Kind.SLOWER, 10.0, 20.0, "search-east", 6.0),
-        Event("dearer", Kind.DEARER, 25.0, 35.0, "search-west", 8.0),
+        Event("dearer", Kind.DEARER, 30.0, 38.0, "search-west", 8.0),
         Event("dies", Kind.PROVIDER_KILLED, 40.0, 46.0, "payments-main"),
         Event("controller", Kind.CONTROLLER_KILLED, 50.0, 55.0),
     ),

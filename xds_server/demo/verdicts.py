@@ -11,7 +11,7 @@ TICKS_MAX: Final = 6
 JUDGED_EVENT_S: Final = 6.0
 """Events shorter than this leave the engine no time; their claims are not judged."""
 SPLIT_SIGMAS_MAX: Final = 4.0
-JUDGED_RETURN_S: Final = 14.0
+JUDGED_RETURN_S: Final = 10.0
 """A provider that recovered is probed, believed and refilled, in that order."""
 FACTOR_MIN: Final = 2.0
 _P95: Final = f"p95 of all requests (failed: {FAILED_AS_S * 1e3:g} ms)"
@@ -42,9 +42,10 @@ def judge(
     by_name = {r.name: r for r in results}
     slower, dearer, killed = (story.of(k) for k in (Kind.SLOWER, Kind.DEARER, Kind.PROVIDER_KILLED))
     long_enough = slower.until_s - slower.at_s >= JUDGED_EVENT_S
+    returned = dearer.at_s - slower.until_s >= JUDGED_RETURN_S
     return (
         _falls(slower, by_name[slower.name]),
-        _given_back(slower, by_name[slower.name], dearer.at_s - slower.until_s >= JUDGED_RETURN_S),
+        _given_back(slower, by_name[slower.name], long_enough and returned),
         _dearer_falls(dearer, by_name[dearer.name]),
         _falls(killed, by_name[killed.name]),
         _to_baseline(dead_man, weights_ttl_s),
