@@ -302,6 +302,26 @@ def test_case_64_a_cluster_stays_until_routes_without_it_are_acked(started: Clie
     assert started.has["CDS"] == {"b": "1"}
 
 
+def test_case_64_refused_routes_keep_the_clusters_that_the_old_ones_name(
+    started: Client,
+) -> None:
+    started.poll(MOVED)
+    started.ask("EDS", "a", "b")
+    started.poll(MOVED)
+    started.ack("CDS", "EDS")
+    started.poll(MOVED)
+    started.nack("RDS")
+    for _ in range(3):
+        started.now_s += HOLD_MAX_S + 0.1
+        started.poll(MOVED)
+        assert set(started.has["CDS"]) == {"a", "b"}
+    mended = snapshot(CDS={"b": "1"}, EDS={"b": "1"}, LDS={"l": "1"}, RDS={"r": "3"})
+    assert "RDS +r" in started.poll(mended)
+    started.ack("RDS")
+    started.poll(mended)
+    assert set(started.has["CDS"]) == {"b"}
+
+
 def test_no_hold_lasts_longer_than_its_bound(started: Client) -> None:
     started.poll(MORE)
     assert started.stream.next_deadline_s(started.now_s) is not None

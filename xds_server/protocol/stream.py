@@ -68,6 +68,7 @@ class TypeState:
     version_sent: Version = ""
     version_acked: Version = ""
     acked: dict[ResourceName, Version] = field(default_factory=dict)
+    refused: set[ResourceName] = field(default_factory=set)  # NACKed, and not ACKed since
     nacks: int = 0
     last_nack: str = ""
 
@@ -219,9 +220,11 @@ class StreamMachine(ABC):
             state.last_nack = error
             for name in flight.versions:  # partly applied, so not known
                 state.acked.pop(name, None)
+            state.refused |= flight.versions.keys()
             return [Nacked(type_url, flight.version, tuple(flight.versions), error)]
         state.version_acked = flight.version
         state.acked.update(flight.versions)
+        state.refused -= flight.versions.keys()
         if type_url == EDS:
             # Endpoints sent before a cluster changed do not count: they are due again.
             self._gate.endpoints_due -= flight.versions.keys() & state.sent.keys()
@@ -229,9 +232,7 @@ class StreamMachine(ABC):
 
     def _due(self, type_url: TypeUrl, state: TypeState, snapshot: Snapshot, now_s: float) -> Update:
         have = state.subscription.pick(snapshot.of(type_url).resources)
-        keep = type_url in TARGETS and self._gate.removals.blocks(
-            self._pointers_unsettled(snapshot) and self._would_remove(snapshot), now_s
-        )
+        keep = type_url in TARGETS and self._keeps_targets(snapshot, now_s)
         update = self._missing(state, have, keep)
         if not update or type_url not in POINTERS:
             return update
@@ -255,6 +256,17 @@ class StreamMachine(ABC):
         if any(not f.heartbeat for f in cds.in_flight.values()):
             return True
         return bool(self._gate.endpoints_due & snapshot.of(EDS).resources.keys())
+
+    def _keeps_targets(self, snapshot: Snapshot, now_s: float) -> bool:
+        """Whether clusters that are to go have to stay for now.
+
+        A client that refused new routes goes on with the old ones: what they may name stays
+        until it has accepted others, however long that takes.
+        """
+        removing = self._would_remove(snapshot)
+        refused = any(s.refused & s.sent.keys() for t, s in self._types.items() if t in POINTERS)
+        unsettled = removing and self._pointers_unsettled(snapshot)
+        return self._gate.removals.blocks(unsettled, now_s) or (removing and refused)
 
     def _pointers_unsettled(self, snapshot: Snapshot) -> bool:
         """Whether the client may still use routes or listeners that are to be replaced."""
