@@ -20,6 +20,10 @@ EDS: Final[TypeUrl] = _PREFIX + "envoy.config.endpoint.v3.ClusterLoadAssignment"
 LDS: Final[TypeUrl] = _PREFIX + "envoy.config.listener.v3.Listener"
 RDS: Final[TypeUrl] = _PREFIX + "envoy.config.route.v3.RouteConfiguration"
 RTDS: Final[TypeUrl] = _PREFIX + "envoy.service.runtime.v3.Runtime"
+SRDS: Final[TypeUrl] = _PREFIX + "envoy.config.route.v3.ScopedRouteConfiguration"
+VHDS: Final[TypeUrl] = _PREFIX + "envoy.config.route.v3.VirtualHost"
+SDS: Final[TypeUrl] = _PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
+ECDS: Final[TypeUrl] = _PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
 
 SHORT: Final[dict[TypeUrl, str]] = {
     CDS: "CDS",
@@ -27,6 +31,10 @@ SHORT: Final[dict[TypeUrl, str]] = {
     LDS: "LDS",
     RDS: "RDS",
     RTDS: "RTDS",
+    SRDS: "SRDS",
+    VHDS: "VHDS",
+    SDS: "SDS",
+    ECDS: "ECDS",
 }
 """Type URL to the short form that logs, metrics and tests use."""
 

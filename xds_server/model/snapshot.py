@@ -12,7 +12,10 @@ class Resource:
     """One named resource as Envoy will parse it; shared by every stream that has it.
 
     ``body`` is the serialised message that ``type_url`` names, without an ``Any``
-    around it; ``version`` changes when, and only when, ``body`` does.
+    around it; ``version`` changes when, and only when, ``body`` does. ``aliases`` are other
+    names by which clients may ask for it (VHDS: ``<routes>/<domain>``). One that is
+    ``on_demand`` is not part of a wildcard: only a client that names it gets it. ``needs``
+    names the ClusterLoadAssignments of a cluster where they are not called like it.
     """
 
     type_url: TypeUrl
@@ -20,6 +23,9 @@ class Resource:
     version: Version
     body: bytes = field(repr=False)
     ttl_s: float | None = None
+    aliases: tuple[ResourceName, ...] = ()
+    on_demand: bool = False
+    needs: tuple[ResourceName, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,7 @@ class Node:
     locality_sub_zone: str = ""
     metadata: Mapping[str, object] = field(default_factory=dict)
     user_agent: str = ""
+    build: str = ""  # its version, in its own words
 
 
 @dataclass(frozen=True, slots=True)

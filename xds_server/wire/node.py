@@ -20,7 +20,15 @@ def read_node(message: Any) -> Node:
         locality_sub_zone=message.locality.sub_zone,
         metadata=json_format.MessageToDict(message.metadata),
         user_agent=message.user_agent_name,
+        build=_build(message),
     )
+
+
+def _build(message: Any) -> str:
+    if message.HasField("user_agent_build_version"):
+        number = message.user_agent_build_version.version
+        return f"{number.major_number}.{number.minor_number}.{number.patch}"
+    return str(message.user_agent_version)
 
 
 def parse_node(body: bytes) -> Node:
