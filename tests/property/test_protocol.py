@@ -21,8 +21,9 @@ from xds_server.model.snapshot import Snapshot
 from xds_server.protocol.delta import DeltaStream
 from xds_server.protocol.events import Acked, Nacked
 from xds_server.protocol.messages import DeltaRequest, Response, SotwRequest
+from xds_server.protocol.quarantine import Quarantine
 from xds_server.protocol.sotw import SotwStream
-from xds_server.protocol.stream import IN_FLIGHT_MAX
+from xds_server.protocol.state import IN_FLIGHT_MAX
 
 NAMES = ("a", "b", "c")
 KINDS = ("CDS", "EDS", "LDS", "RDS", "RTDS")
@@ -32,9 +33,10 @@ kinds, names = st.sampled_from(KINDS), st.sampled_from(NAMES)
 class Server:
     """A stream machine, and what one may demand of it on the wire."""
 
-    def __init__(self, delta: bool) -> None:
-        self.delta = delta
-        self.stream = DeltaStream() if delta else SotwStream()
+    def __init__(self, delta: bool, quarantine: Quarantine) -> None:
+        self.delta, self.quarantine = delta, quarantine
+        kind = DeltaStream if delta else SotwStream
+        self.stream = kind(quarantine=quarantine)
         self.nonces: set[str] = set()
         self.settled: set[tuple[str, str]] = set()
         self.told: dict[str, Content] = defaultdict(dict)
@@ -49,6 +51,16 @@ class Server:
                 assert key not in self.settled, "settled twice"
                 self.settled.add(key)
                 assert isinstance(event, Nacked) == (request.error is not None)
+            if isinstance(event, Nacked):
+                self._forget(event)
+
+    def _forget(self, event: Nacked) -> None:
+        """What a client has of a refused response is not known: it may be sent again."""
+        kind = KIND[event.type_url]
+        if not self.delta and kind in FULL_STATE:
+            self.told[kind].clear()
+        for name in event.names:
+            self.told[kind].pop(name, None)
 
     def _excuse(self, request: SotwRequest | DeltaRequest) -> None:
         """Follow the subscription, and forget what may be sent again since it is asked for."""
@@ -92,6 +104,10 @@ class Server:
         self._fresh_nonce(response)
         kind = KIND[response.type_url]
         told, asked = self.told[kind], self.asked[kind]
+        if response.unwedge:
+            assert kind == "EDS"
+            for name in response.names:
+                told.pop(name, None)
         if self.delta:
             content, removed = delta_content(response)
             assert "*" in asked or removed <= asked, "took away what was not asked for"
@@ -106,6 +122,9 @@ class Server:
             content = sotw_content(response)
             again = [n for n, v in content.items() if told.get(n) == v]
         assert "*" in asked or content.keys() <= asked, "sent what was not asked for"
+        for (url, name), refusal in self.quarantine.refusals.items():
+            if KIND[url] == kind:
+                assert content.get(name) != refusal.version, "offered again what was refused"
         assert not again, f"sent again though nothing changed: {kind} {again}"
         told |= content
         if kind == "CDS":  # a changed cluster needs its endpoints again
@@ -128,7 +147,8 @@ class SotwNetwork(RuleBasedStateMachine):
         self.now_s = 0.0
         self.world: dict[str, dict[str, str]] = {k: {"a": "1"} for k in KINDS}
         self.peer: SotwPeer | DeltaPeer = DeltaPeer() if self.delta else SotwPeer()
-        self.server = Server(self.delta)
+        self.quarantine = Quarantine()
+        self.server = Server(self.delta, self.quarantine)
         for kind in KINDS:
             self.peer.ask(kind, frozenset() if kind in FULL_STATE else frozenset("ab"))
         self.quiesce()
@@ -166,7 +186,7 @@ class SotwNetwork(RuleBasedStateMachine):
     @rule()
     def reconnect(self) -> None:
         self.peer.reconnect()
-        self.server = Server(self.delta)
+        self.server = Server(self.delta, self.quarantine)
 
     # -- the network -----------------------------------------------------------------
 
@@ -214,6 +234,9 @@ class SotwNetwork(RuleBasedStateMachine):
         world = {r.name: r.version for r in self.snapshot.of(_url(kind)).resources.values()}
         for name in NAMES:
             want = world.get(name) if view.wants(name) else None
+            refusal = self.quarantine.refusals.get((_url(kind), name))
+            if refusal is not None and refusal.version == want:
+                want = refusal.good.version if refusal.good is not None else None
             if name in view.refused and view.refused[name] == want:
                 continue  # refused, and still what it should have
             if want is None and view.wants(name) and not self.delta and kind not in FULL_STATE:
@@ -226,7 +249,10 @@ class SotwNetwork(RuleBasedStateMachine):
 
     def _refused_pointers(self) -> bool:
         views = (self.peer.views[k] for k in ("LDS", "RDS") if k in self.peer.views)
-        return any(view.refused for view in views)
+        return any(view.refused for view in views) or any(
+            KIND[url] in ("LDS", "RDS") and refusal.good is not None
+            for (url, _), refusal in self.quarantine.refusals.items()
+        )
 
 
 def _url(kind: str) -> str:

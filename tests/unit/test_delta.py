@@ -220,14 +220,21 @@ def test_case_49_what_was_refused_is_not_extended() -> None:
     world = snapshot(RTDS={"w": "1"})
     talk.say("w")
     talk.told(world)
-    assert len(talk.stream.heartbeat(world, 0.0)) == 1
+    (beat,) = talk.stream.heartbeat(world, 0.0)
+    talk.say(nonce=beat.nonce)
     changed = snapshot(RTDS={"w": "2"})
     talk.now_s += PIPELINE_AFTER_S
     talk.hear(changed)
     assert talk.last is not None
-    (event,) = talk.say(nonce=talk.last.nonce, error="bad")
+    event, _ = talk.say(nonce=talk.last.nonce, error="bad")
     assert isinstance(event, Nacked)
     assert talk.stream.heartbeat(changed, 60.0) == []
+    talk.hear(changed)  # the one before it again
+    assert talk.stream.heartbeat(changed, 60.0) == []
+    talk.say(nonce=talk.last.nonce)
+    (beat,) = talk.stream.heartbeat(changed, 60.0)
+    (inner,) = discovery_pb.DeltaDiscoveryResponse.FromString(beat.payload).resources
+    assert (inner.name, inner.version) == ("w", "1")
 
 
 def test_case_50_going_back_after_a_nack_sends_the_old_and_takes_away_the_new(

@@ -50,8 +50,8 @@ def test_only_holds_that_have_not_lapsed_set_an_alarm() -> None:
     gate = Gate()
     gate.pointers.blocks(True, 1.0)
     gate.removals.blocks(True, 3.0)
-    assert gate.deadlines(2.0) == [1.0 + HOLD_MAX_S, 3.0 + HOLD_MAX_S]
-    assert gate.deadlines(2.0 + HOLD_MAX_S) == [3.0 + HOLD_MAX_S]
+    assert gate.deadlines(0.0, 2.0) == [1.0 + HOLD_MAX_S, 3.0 + HOLD_MAX_S]
+    assert gate.deadlines(0.0, 2.0 + HOLD_MAX_S) == [3.0 + HOLD_MAX_S]
 
 
 # -- routes wait for clusters --------------------------------------------------------------

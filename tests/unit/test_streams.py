@@ -4,9 +4,9 @@ import pytest
 
 from tests.unit.client import Client, snapshot
 from xds_server.errors import RemoteProtocolError
-from xds_server.model.ids import CDS
+from xds_server.model.ids import CDS, RDS
 from xds_server.protocol.delta import DeltaStream
-from xds_server.protocol.events import Acked, Nacked, Stale, Subscribed, UnknownType
+from xds_server.protocol.events import Acked, Nacked, Quarantined, Stale, Subscribed, UnknownType
 from xds_server.protocol.messages import DeltaRequest, SotwRequest
 from xds_server.protocol.ordering import HOLD_MAX_S
 from xds_server.protocol.sotw import SotwStream
@@ -114,9 +114,13 @@ def test_case_19_and_20_a_nack_is_reported_and_its_content_not_sent_again(
 ) -> None:
     bad = snapshot(CDS={"a": "1"}, EDS={"a": "1"}, LDS={"l": "1"}, RDS={"r": "bad"})
     assert started.poll(bad) == ["RDS +r"]
-    (event,) = started.nack("RDS", "no domains")
+    event, verdict = started.nack("RDS", "no domains")
     assert isinstance(event, Nacked)
     assert (event.names, event.error) == (("r",), "no domains")
+    assert verdict == Quarantined(RDS, "r", "bad", "no domains", "1")
+    assert started.poll(bad) == ["RDS +r"]
+    assert started.has["RDS"] == {"r": "1"}
+    started.ack("RDS")
     started.now_s += 60.0
     assert started.poll(bad) == []
     good = snapshot(CDS={"a": "1"}, EDS={"a": "1"}, LDS={"l": "1"}, RDS={"r": "2"})
@@ -128,7 +132,7 @@ def test_case_21_a_nack_may_change_the_names(client: Client) -> None:
     client.ask("EDS", "a")
     client.poll(both)
     client.ask("EDS", "a", "b", nonce=client.last["EDS"].nonce, error="bad")
-    assert client.poll(both) == ["EDS +b"]
+    assert client.poll(both) == ["EDS +b -a" if client.delta else "EDS +b"]
 
 
 def test_case_22_a_late_nack_counts_against_its_own_response(client: Client) -> None:

@@ -28,12 +28,21 @@ class Resource:
     needs: tuple[ResourceName, ...] = ()
 
 
+NO_ALIASES: Mapping[str, ResourceName] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class TypeSnapshot:
-    """All resources of one type; ``version`` is a property of their content."""
+    """All resources of one type; ``version`` is a property of their content.
+
+    ``aliases`` says which resource an alias stands for, ``on_demand`` which resources are
+    only for those who name them.
+    """
 
     version: Version
     resources: Mapping[ResourceName, Resource]
+    aliases: Mapping[str, ResourceName] = field(default_factory=lambda: NO_ALIASES)
+    on_demand: frozenset[ResourceName] = frozenset()
 
 
 EMPTY: TypeSnapshot = TypeSnapshot("0", MappingProxyType({}))

@@ -1,15 +1,23 @@
 """Server side of an incremental stream."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Final
 
-from xds_server.errors import RemoteProtocolError
-from xds_server.model.ids import Nonce, ResourceName, TypeUrl, Version
+from xds_server.model.ids import ECDS, VHDS, Nonce, ResourceName, TypeUrl, Version
 from xds_server.model.snapshot import Resource
 from xds_server.protocol import framing
 from xds_server.protocol.events import Event, Subscribed, UnknownType
 from xds_server.protocol.messages import DeltaRequest
-from xds_server.protocol.stream import Sent, StreamMachine, TypeState, Update, served
+from xds_server.protocol.state import Sent, Target, TypeState, Update
+from xds_server.protocol.stream import StreamMachine, served
 from xds_server.protocol.subscription import Subscription
+
+SPLIT_BYTES: Final = 1 << 20
+"""Size of resources after which a response ends and another begins.
+
+Clients built on gRPC's C-core refuse messages above 4 MiB.
+"""
 
 
 class DeltaStream(StreamMachine):
@@ -18,69 +26,112 @@ class DeltaStream(StreamMachine):
     def receive(self, request: DeltaRequest, now_s: float) -> list[Event]:
         """Apply one request and say what it meant.
 
-        Raises RemoteProtocolError for a request without a type.
+        Raises RemoteProtocolError for a request without a type, or of another type than
+        that of its stream.
         """
-        if not request.type_url:
-            raise RemoteProtocolError("a request on an aggregated stream needs a type_url")
-        if not served(request.type_url):
-            return [UnknownType(request.type_url)]
-        state = self._types.get(request.type_url)
+        type_url = self._type_of(request.type_url)
+        if not served(type_url):
+            return [UnknownType(type_url)]
+        state = self._types.get(type_url)
         first = state is None
         if state is None:
-            state = self._types[request.type_url] = TypeState(Subscription(request.type_url))
+            state = self._types[type_url] = TypeState(Subscription(type_url))
+            self._start_over(state, fresh=not request.initial_versions)
             # What the client kept from an earlier stream counts as sent, and applied.
             state.sent = {name: Sent(v) for name, v in request.initial_versions.items()}
             state.acked = dict(request.initial_versions)
             state.resumed = bool(request.initial_versions)
         events: list[Event] = []
         if request.response_nonce:
-            events = self._settle(
-                state, request.type_url, request.response_nonce, request.error, now_s
-            )
-        return [*events, *self._names(state, request, first=first)]
+            events = self._settle(state, request.response_nonce, request.error, now_s)
+        if first or request.subscribe or request.unsubscribe:
+            events += self._names(state, request, first=first)
+        return events
 
     def _names(self, state: TypeState, request: DeltaRequest, *, first: bool) -> list[Event]:
-        wildcard = state.subscription.wildcard
+        type_url, wildcard = state.subscription.type_url, state.subscription.wildcard
+        state.settled = None
         added, dropped = state.subscription.change(
             request.subscribe, request.unsubscribe, first=first
         )
         if first:
-            state.owed = state.subscription.wildcard and not request.initial_versions
+            # Envoy waits for an answer to an empty subscription to VHDS, as to a wildcard.
+            waits = state.subscription.wildcard or (type_url == VHDS and not added)
+            state.owed = waits and not request.initial_versions
             added -= request.initial_versions.keys()
         for name in added:
             state.missing_told.discard(name)
             state.asked.add(name)
         for name in dropped:  # under a wildcard the client learns again what it has of it
-            state.sent.pop(name, None)
-            state.acked.pop(name, None)
-            state.asked.discard(name)
-            state.missing_told.discard(name)
-            if state.subscription.wildcard:
-                state.asked.add(name)
+            self._drop(state, name)
         if wildcard and not state.subscription.wildcard:
             state.keep_only(state.subscription.names)  # the client forgot the rest by itself
         if state.subscription.wildcard and not wildcard and not first:
             state.owed = True
         if not first and not added and state.subscription.wildcard == wildcard:
             return []
-        return [Subscribed(request.type_url, tuple(sorted(added)), state.subscription.wildcard)]
+        return [Subscribed(type_url, tuple(sorted(added)), state.subscription.wildcard)]
 
-    def _missing(
-        self, state: TypeState, have: Mapping[ResourceName, Resource], keep: bool
-    ) -> Update:
+    def _drop(self, state: TypeState, name: ResourceName) -> None:
+        state.forget(name)
+        state.asked.discard(name)
+        state.missing_told.discard(name)
+        if state.subscription.wildcard:
+            state.asked.add(name)
+        if state.subscription.type_url == VHDS:  # the name may have been an alias
+            names = state.subscription.names
+            for other, sent in tuple(state.sent.items()):
+                aliases = sent.resource.aliases if sent.resource is not None else ()
+                if name in aliases and other not in names and names.isdisjoint(aliases):
+                    state.forget(other)
+
+    def _missing(self, state: TypeState, target: Target) -> Update:
+        wanted, asked, held = target.wanted, state.asked, target.held
         changed = tuple(
             r
-            for name, r in have.items()
-            if name in state.asked or (s := state.sent.get(name)) is None or s.version != r.version
+            for name, r in wanted.items()
+            if name not in held
+            and (
+                name in asked
+                or (s := state.sent.get(name)) is None
+                or s.version != r.version
+                or (r.aliases and not asked.isdisjoint(r.aliases))
+            )
         )
-        gone = set() if keep else state.sent.keys() - have.keys()
-        unknown = (state.subscription.names | state.asked) - have.keys() - state.missing_told
-        if keep:
-            unknown -= state.sent.keys()
-        return Update(changed, tuple(sorted(gone | unknown)), state.owed)
+        gone = state.sent.keys() - wanted.keys() - target.kept
+        unknown = (state.subscription.names | asked) - wanted.keys() - state.missing_told
+        unknown -= target.kept & state.sent.keys()
+        if target.aliases:
+            unknown -= {a for a in unknown if target.aliases.get(a) in wanted}
+        if state.subscription.type_url == ECDS:
+            # A filter that is in use is not taken away: clients unsubscribe when they are done.
+            unknown -= gone
+            gone = set()
+        removed = tuple(sorted(gone | unknown))
+        return Update(changed, removed, state.owed, target.deviates)
 
-    def _encode(self, type_url: TypeUrl, version: Version, nonce: Nonce, update: Update) -> bytes:
-        return framing.delta_response(type_url, version, nonce, update.resources, update.removed)
+    def _chunks(self, update: Update) -> Iterator[Update]:
+        """Cut by size; names are taken away last."""
+        chunk: list[Resource] = []
+        size = 0
+        for resource in update.resources:
+            if chunk and size + len(resource.body) > SPLIT_BYTES:
+                yield replace(update, resources=tuple(chunk), removed=())
+                chunk, size = [], 0
+            chunk.append(resource)
+            size += len(resource.body)
+        yield replace(update, resources=tuple(chunk))
+
+    def _encode(self, state: TypeState, version: Version, nonce: Nonce, update: Update) -> bytes:
+        type_url, removed = state.subscription.type_url, update.removed
+        unresolvable: tuple[ResourceName, ...] = ()
+        if type_url == VHDS:
+            # Envoy resumes a request that waits for a host only for a Resource of that alias.
+            unresolvable = tuple(n for n in removed if n not in state.sent)
+            removed = tuple(n for n in removed if n in state.sent)
+        return framing.delta_response(
+            type_url, version, nonce, update.resources, removed, unresolvable
+        )
 
     def _encode_heartbeat(
         self, type_url: TypeUrl, version: Version, nonce: Nonce, resources: Iterable[Resource]

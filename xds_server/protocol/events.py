@@ -36,6 +36,17 @@ class Nacked:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantined:
+    """The culprit of a refused response: not sent again while its content is the same."""
+
+    type_url: TypeUrl
+    name: ResourceName
+    version: Version
+    error: str
+    good_version: Version  # what the client keeps instead; "": nothing
+
+
+@dataclass(frozen=True, slots=True)
 class Stale:
     """An answer to a response that is not the last, or to none; its names count."""
 
@@ -50,4 +61,4 @@ class UnknownType:
     type_url: TypeUrl
 
 
-Event: TypeAlias = Subscribed | Acked | Nacked | Stale | UnknownType
+Event: TypeAlias = Subscribed | Acked | Nacked | Quarantined | Stale | UnknownType

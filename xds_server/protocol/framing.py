@@ -52,8 +52,18 @@ def wrapped(resource: Resource) -> bytes:
         text(1, resource.version)
         + field(2, _any(resource.type_url, resource.body))
         + text(3, resource.name)
+        + _aliases(resource.aliases)
         + _ttl(resource)
     )
+
+
+def unresolved(alias: str) -> bytes:
+    """``Resource`` without a body: there is nothing behind that alias."""
+    return text(3, alias) + _aliases((alias,))
+
+
+def _aliases(aliases: Iterable[str]) -> bytes:
+    return b"".join(field(4, alias.encode()) for alias in aliases)
 
 
 @lru_cache(maxsize=FRAMES_KEPT)
@@ -97,12 +107,14 @@ def delta_response(
     nonce: str,
     resources: Iterable[Resource],
     removed: Iterable[str] = (),
+    unresolvable: Iterable[str] = (),
 ) -> bytes:
-    """Encode a DeltaDiscoveryResponse."""
+    """Encode a DeltaDiscoveryResponse; ``unresolvable`` are aliases of nothing."""
     return b"".join(
         (
             text(1, version_info),
             *map(_delta_frame, resources),
+            *(field(2, unresolved(alias)) for alias in unresolvable),
             text(4, type_url),
             text(5, nonce),
             *(field(6, name.encode()) for name in removed),

@@ -40,3 +40,4 @@ class Response:
     names: tuple[ResourceName, ...] = ()
     removed: tuple[ResourceName, ...] = ()
     heartbeat: bool = False
+    unwedge: bool = False  # unchanged endpoints, for a client that waits for them

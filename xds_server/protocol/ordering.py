@@ -6,16 +6,31 @@ away before the client has applied routes without it. EDS is never held back: a 
 acknowledges CDS only after it got the endpoints.
 """
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
-from xds_server.model.ids import CDS, EDS, LDS, RDS, RTDS, ResourceName
+from xds_server.model.ids import (
+    CDS,
+    ECDS,
+    EDS,
+    LDS,
+    RDS,
+    RTDS,
+    SDS,
+    SRDS,
+    VHDS,
+    ResourceName,
+    TypeUrl,
+)
 
-ORDER: Final = (RTDS, CDS, EDS, LDS, RDS)
-POINTERS: Final = frozenset({LDS, RDS})
-"""Types that name clusters; held while the clusters are on their way."""
-TARGETS: Final = frozenset({CDS, EDS})
+ORDER: Final = (RTDS, SDS, CDS, EDS, ECDS, LDS, SRDS, RDS, VHDS)
+"""What is named goes before what names it."""
+POINTERS: Final = frozenset({LDS, ECDS, SRDS, RDS, VHDS})
+"""Types that may name clusters; held while the clusters are on their way."""
+TARGETS: Final = (CDS, EDS)
 """Types that are named; their removals wait until nothing names them."""
+Names: TypeAlias = Mapping[TypeUrl, Set[ResourceName]]
 HOLD_MAX_S: Final = 5.0
 """Longest that anything is held: then it goes, since a client may never answer."""
 
@@ -51,9 +66,26 @@ class Gate:
     pointers: Hold = field(default_factory=Hold)
     removals: Hold = field(default_factory=Hold)
     endpoints_due: set[ResourceName] = field(default_factory=set)
-    """Clusters sent whose endpoints this client has not acknowledged since."""
+    """Assignments whose cluster was sent, and which this client has not acknowledged since."""
+    leaving: dict[tuple[TypeUrl, ResourceName], float] = field(default_factory=dict)
+    """Since when nothing names them any more: they drain."""
 
-    def deadlines(self, now_s: float) -> list[float]:
-        """When a hold will lapse, of those that have not."""
-        found = (self.pointers.deadline_s(), self.removals.deadline_s())
+    def draining(self, gone: Names, drain_s: float, now_s: float) -> Names:
+        """Those of ``gone``, which nothing names, that are not drained yet."""
+        keys = {(url, name) for url, names in gone.items() for name in names}
+        for key in self.leaving.keys() - keys:
+            del self.leaving[key]
+        if drain_s <= 0.0:
+            return {}
+        for key in keys:
+            self.leaving.setdefault(key, now_s)
+        return {
+            url: {n for n in names if now_s - self.leaving[url, n] < drain_s}
+            for url, names in gone.items()
+        }
+
+    def deadlines(self, drain_s: float, now_s: float) -> list[float]:
+        """When a hold will lapse, or a drain be over, of those that have not."""
+        found = [self.pointers.deadline_s(), self.removals.deadline_s()]
+        found += [since_s + drain_s for since_s in self.leaving.values()]
         return [d for d in found if d is not None and d > now_s]

@@ -1,18 +1,18 @@
 """Server side of a state-of-the-world stream."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from xds_server.errors import RemoteProtocolError
-from xds_server.model.ids import CDS, LDS, Nonce, ResourceName, TypeUrl, Version
+from xds_server.model.ids import CDS, LDS, SRDS, Nonce, TypeUrl, Version
 from xds_server.model.snapshot import Resource
 from xds_server.protocol import framing
 from xds_server.protocol.events import Event, Stale, Subscribed, UnknownType
 from xds_server.protocol.messages import SotwRequest
-from xds_server.protocol.stream import Sent, StreamMachine, TypeState, Update, served
+from xds_server.protocol.state import UNKNOWN, Target, TypeState, Update
+from xds_server.protocol.stream import StreamMachine, served
 from xds_server.protocol.subscription import Subscription
 
-FULL_STATE: Final = frozenset({CDS, LDS})
+FULL_STATE: Final = frozenset({CDS, LDS, SRDS})
 """Types whose response is the whole world: what is not in it is gone."""
 
 
@@ -22,42 +22,60 @@ class SotwStream(StreamMachine):
     def receive(self, request: SotwRequest, now_s: float) -> list[Event]:
         """Apply one request and say what it meant.
 
-        Raises RemoteProtocolError for a request without a type.
+        Raises RemoteProtocolError for a request without a type, or of another type than
+        that of its stream.
         """
-        if not request.type_url:
-            raise RemoteProtocolError("a request on an aggregated stream needs a type_url")
-        if not served(request.type_url):
-            return [UnknownType(request.type_url)]
-        state = self._types.get(request.type_url)
+        type_url = self._type_of(request.type_url)
+        if not served(type_url):
+            return [UnknownType(type_url)]
+        state = self._types.get(type_url)
         if state is None:
-            state = self._types[request.type_url] = TypeState(Subscription(request.type_url))
+            state = self._types[type_url] = TypeState(Subscription(type_url))
             return self._start(state, request)
         if not request.response_nonce:
             # A client that lost its nonce starts over on the same stream.
-            state.in_flight.clear()
             return self._start(state, request)
         newest = request.response_nonce == state.nonce
-        events = self._settle(state, request.type_url, request.response_nonce, request.error, now_s)
+        events = self._settle(state, request.response_nonce, request.error, now_s)
         if newest:
-            # Answering the newest response answers the older ones too.
-            state.in_flight.clear()
             if events and isinstance(events[0], Stale):
                 events = []  # the same nonce again: a change of names, or a repetition
+            events += self._settle_older(state, request, now_s)
         return [*events, *self._names(state, request)]
 
+    def _settle_older(self, state: TypeState, request: SotwRequest, now_s: float) -> list[Event]:
+        """Answering the newest response answers the older ones too: they came in order.
+
+        If it was refused, what became of them is not known.
+        """
+        events: list[Event] = []
+        for nonce in tuple(state.in_flight):
+            if request.error is None:
+                events += self._settle(state, nonce, None, now_s)
+            else:
+                del state.in_flight[nonce]
+                if state.recovery is not None and state.recovery.nonce == nonce:
+                    state.recovery.nonce = ""
+        return events
+
     def _start(self, state: TypeState, request: SotwRequest) -> list[Event]:
+        type_url = state.subscription.type_url
+        self._start_over(state, fresh=not request.version_info)
         state.subscription.replace(request.names)
         state.sent.clear()
         state.asked |= state.subscription.names
         # A client that has a version may have names that are gone; only an answer says so.
-        has_state = request.type_url in FULL_STATE and bool(request.version_info)
+        has_state = type_url in FULL_STATE and bool(request.version_info)
         state.owed = state.subscription.wildcard or has_state
-        return [Subscribed(request.type_url, request.names, state.subscription.wildcard)]
+        return [Subscribed(type_url, request.names, state.subscription.wildcard)]
 
     def _names(self, state: TypeState, request: SotwRequest) -> list[Event]:
         """Take the list over, also from a NACK and from a stale request."""
         before = state.subscription.wildcard
+        names = state.subscription.names
         new = state.subscription.replace(request.names)
+        if state.subscription.names is not names or state.subscription.wildcard != before:
+            state.settled = None
         if not state.subscription.wildcard:
             # What is asked for again is to be sent again.
             state.keep_only(state.subscription.names)
@@ -66,28 +84,37 @@ class SotwStream(StreamMachine):
             state.owed = True
         if not new and state.subscription.wildcard == before:
             return []
-        return [Subscribed(request.type_url, tuple(sorted(new)), state.subscription.wildcard)]
+        type_url, wildcard = state.subscription.type_url, state.subscription.wildcard
+        return [Subscribed(type_url, tuple(sorted(new)), wildcard)]
 
-    def _missing(
-        self, state: TypeState, have: Mapping[ResourceName, Resource], keep: bool
-    ) -> Update:
+    def _missing(self, state: TypeState, target: Target) -> Update:
+        wanted, held = target.wanted, target.held
         changed = tuple(
             r
-            for name, r in have.items()
-            if name in state.asked or state.sent.get(name, _NOTHING).version != r.version
+            for name, r in wanted.items()
+            if name not in held
+            and (name in state.asked or state.sent.get(name, UNKNOWN).version != r.version)
         )
         if state.subscription.type_url not in FULL_STATE:
-            return Update(changed)
-        gone = state.sent.keys() - have.keys()
-        kept: list[Resource] = []
-        if keep:
-            kept = [s.resource for n in sorted(gone) if (s := state.sent[n]).resource is not None]
-            gone = gone - {r.name for r in kept}
+            return Update(changed, deviates=target.deviates)
+        gone = state.sent.keys() - wanted.keys() - target.kept
         if not changed and not gone and not state.owed:
             return Update()
-        return Update((*have.values(), *kept), tuple(sorted(gone)), owed=True)
+        # What is to stay for now, and in the place of what is held back what was there before.
+        others = sorted((target.kept - wanted.keys()) | held)
+        before = [
+            r
+            for name in others
+            if (r := state.good.get(name) or state.sent.get(name, UNKNOWN).resource) is not None
+        ]
+        now = (r for name, r in wanted.items() if name not in held)
+        return Update((*now, *before), tuple(sorted(gone)), True, target.deviates)
 
-    def _encode(self, type_url: TypeUrl, version: Version, nonce: Nonce, update: Update) -> bytes:
+    def _chunks(self, update: Update) -> Iterator[Update]:
+        yield update  # the rest of the world would read as removed
+
+    def _encode(self, state: TypeState, version: Version, nonce: Nonce, update: Update) -> bytes:
+        type_url = state.subscription.type_url
         return framing.sotw_response(type_url, version, nonce, update.resources)
 
     def _encode_heartbeat(
@@ -96,6 +123,3 @@ class SotwStream(StreamMachine):
         # Envoy 1.40 sorts a bodiless Resource out before it looks at its TTL (its
         # GrpcMuxImpl::onDiscoveryResponse), so in SotW only the whole resource extends it.
         return framing.sotw_response(type_url, version, nonce, resources)
-
-
-_NOTHING: Final = Sent("")

@@ -1,4 +1,4 @@
-"""What SotW and delta streams have in common: state per type, and when to send what.
+"""What SotW and delta streams have in common: when to send what, and what answers mean.
 
 Sans I/O: ``receive`` takes a request and says what it meant, ``poll`` compares what the
 client has with what it should have and says what to send now. Between the two any number of
@@ -6,112 +6,57 @@ snapshots may have come and gone; only the newest counts, so pushes coalesce by 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import replace
+from hashlib import blake2b
 from itertools import count
 from typing import Any
 
-from xds_server.model.ids import (
-    CDS,
-    EDS,
-    LDS,
-    RDS,
-    SHORT,
-    Nonce,
-    ResourceName,
-    TypeUrl,
-    Version,
-)
-from xds_server.model.snapshot import Resource, Snapshot
-from xds_server.protocol.events import Acked, Event, Nacked, Stale
+from xds_server.errors import RemoteProtocolError
+from xds_server.model.ids import CDS, EDS, LDS, SHORT, Nonce, ResourceName, TypeUrl, Version
+from xds_server.model.snapshot import Resource, Snapshot, TypeSnapshot
+from xds_server.protocol.events import Acked, Event, Nacked, Quarantined, Stale
 from xds_server.protocol.messages import Response
-from xds_server.protocol.ordering import ORDER, POINTERS, TARGETS, Gate
-from xds_server.protocol.status import Progress
-from xds_server.protocol.subscription import Subscription
+from xds_server.protocol.ordering import HOLD_MAX_S, ORDER, POINTERS, TARGETS, Gate, Names
+from xds_server.protocol.quarantine import Quarantine
+from xds_server.protocol.recovery import Recovery
+from xds_server.protocol.state import (
+    IN_FLIGHT_MAX,
+    PIPELINE_AFTER_S,
+    UNKNOWN,
+    InFlight,
+    Sent,
+    Target,
+    TypeState,
+    Update,
+)
+from xds_server.protocol.status import SILENT_AFTER_S, Progress, ResourceState, Standing
 
-PIPELINE_AFTER_S = 1.0
-"""A type has one response in flight; one that is unanswered this long does not block."""
-IN_FLIGHT_MAX = 8
-"""Unanswered responses per type after which nothing more of it is sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class InFlight:
-    """A response that was not answered yet."""
-
-    version: Version
-    versions: Mapping[ResourceName, Version]
-    sent_at_s: float
-    heartbeat: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """What the client was last told about a resource; the body if this stream sent it."""
-
-    version: Version
-    resource: Resource | None = None
-
-
-@dataclass(slots=True)
-class TypeState:
-    """One type on one stream."""
-
-    subscription: Subscription
-    sent: dict[ResourceName, Sent] = field(default_factory=dict)
-    missing_told: set[ResourceName] = field(default_factory=set)
-    asked: set[ResourceName] = field(default_factory=set)  # to answer, changed or not
-    owed: bool = False  # an answer even if there is nothing in it
-    in_flight: dict[Nonce, InFlight] = field(default_factory=dict)
-    nonce: Nonce = ""
-    resumed: bool = False  # the client came with resources that it has from before
-    version_sent: Version = ""
-    version_acked: Version = ""
-    acked: dict[ResourceName, Version] = field(default_factory=dict)
-    refused: set[ResourceName] = field(default_factory=set)  # NACKed, and not ACKed since
-    nacks: int = 0
-    last_nack: str = ""
-
-    def keep_only(self, names: Set[ResourceName]) -> None:
-        """Forget what was sent of all others."""
-        for name in self.sent.keys() - names:
-            del self.sent[name]
-            self.acked.pop(name, None)
-        self.asked &= names
-
-    def blocked(self, now_s: float) -> bool:
-        """Whether a new response has to wait for an answer."""
-        if not self.in_flight:
-            return False
-        newest = max(f.sent_at_s for f in self.in_flight.values())
-        return len(self.in_flight) >= IN_FLIGHT_MAX or now_s - newest < PIPELINE_AFTER_S
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What one type needs: resources to send and names to take away."""
-
-    resources: tuple[Resource, ...] = ()
-    removed: tuple[ResourceName, ...] = ()
-    owed: bool = False
-
-    @property
-    def names(self) -> frozenset[ResourceName]:
-        """Of all that is in it."""
-        return frozenset(r.name for r in self.resources).union(self.removed)
-
-    def __bool__(self) -> bool:
-        return bool(self.resources or self.removed or self.owed)
+_NONE: Set[ResourceName] = frozenset()
 
 
 class StreamMachine(ABC):
-    """Server side of one xDS stream: requests in, events and responses out."""
+    """Server side of one xDS stream: requests in, events and responses out.
 
-    def __init__(self, nonce_prefix: str = "") -> None:
+    ``only`` is the type of a stream that is not aggregated; ``drain_s`` how long a cluster
+    stays after the client applied routes without it; ``quarantine`` what the node refused
+    on its other streams.
+    """
+
+    def __init__(
+        self,
+        nonce_prefix: str = "",
+        *,
+        only: TypeUrl | None = None,
+        drain_s: float = 0.0,
+        quarantine: Quarantine | None = None,
+    ) -> None:
         self._types: dict[TypeUrl, TypeState] = {}
         self._nonces = count(1)
-        self._prefix = nonce_prefix
+        self._prefix, self._only, self._drain_s = nonce_prefix, only, drain_s
+        self._quarantine = quarantine if quarantine is not None else Quarantine()
         self._gate = Gate()
+        self._unwedged_at_s = float("-inf")
 
     # -- what subclasses decide ------------------------------------------------------
 
@@ -120,17 +65,16 @@ class StreamMachine(ABC):
         """Apply one request and say what it meant; see the subclasses."""
 
     @abstractmethod
-    def _missing(
-        self, state: TypeState, have: Mapping[ResourceName, Resource], keep: bool
-    ) -> Update:
-        """Compare what the client was told with what it should have.
+    def _missing(self, state: TypeState, target: Target) -> Update:
+        """Compare what the client was told with what it should have."""
 
-        ``keep`` withholds removals.
-        """
+    @abstractmethod
+    def _chunks(self, update: Update) -> Iterator[Update]:
+        """Cut an update into what fits one response each."""
 
     @abstractmethod
     def _encode(
-        self, type_url: TypeUrl, version: Version, nonce: Nonce, update: Update
+        self, state: TypeState, version: Version, nonce: Nonce, update: Update
     ) -> bytes: ...
 
     @abstractmethod
@@ -140,6 +84,10 @@ class StreamMachine(ABC):
 
     # -- for the pump ----------------------------------------------------------------
 
+    def use(self, quarantine: Quarantine) -> None:
+        """Share the quarantine of the node, once it is known whose stream this is."""
+        self._quarantine = quarantine
+
     def subscribes_to(self, type_url: TypeUrl) -> bool:
         """Whether the client asked for anything of that type."""
         state = self._types.get(type_url)
@@ -147,19 +95,18 @@ class StreamMachine(ABC):
 
     def poll(self, snapshot: Snapshot, now_s: float) -> list[Response]:
         """Return what to send now, in order; sending is assumed to succeed or end the stream."""
-        responses = []
+        responses: list[Response] = []
+        unwedged = self._unwedge(snapshot, now_s)
         if not self._targets_unsettled(snapshot):
             self._gate.pointers.release()
+        kept = self._kept(snapshot, now_s)
         for type_url in ORDER:
             state = self._types.get(type_url)
-            if state is None or state.blocked(now_s):
+            if state is None or state.settled is snapshot.of(type_url) or state.blocked(now_s):
                 continue
-            update = self._due(type_url, state, snapshot, now_s)
-            if update:
-                responses.append(self._send(type_url, state, snapshot, update, now_s))
-            elif state.resumed:  # what it kept from an earlier stream is what it should have
-                state.version_sent = state.version_acked = snapshot.of(type_url).version
-            state.resumed = False
+            responses += self._serve(state, snapshot, kept.get(type_url, _NONE), now_s)
+        if unwedged:
+            responses = [replace(r, unwedge=r.type_url == EDS) for r in responses]
         return responses
 
     def heartbeat(self, snapshot: Snapshot, now_s: float) -> list[Response]:
@@ -170,26 +117,32 @@ class StreamMachine(ABC):
                 continue  # one at a time: a client that does not answer is not flooded
             alive = tuple(
                 r
-                for r in state.subscription.pick(snapshot.of(type_url).resources).values()
+                for r in self._wanted(state, snapshot.of(type_url)).values()
                 if r.ttl_s is not None and state.acked.get(r.name) == r.version
             )
             if alive:
                 version, nonce = snapshot.of(type_url).version, self._next_nonce()
                 payload = self._encode_heartbeat(type_url, version, nonce, alive)
-                versions = {r.name: r.version for r in alive}
-                state.in_flight[nonce] = InFlight(version, versions, now_s, heartbeat=True)
+                flight = InFlight(version, alive, now_s, heartbeat=True)
+                state.in_flight[nonce] = flight
                 state.nonce = nonce
-                names = tuple(versions)
-                responses.append(Response(type_url, nonce, version, payload, names, (), True))
+                responses.append(
+                    Response(type_url, nonce, version, payload, flight.names, (), True)
+                )
         return responses
 
     def next_deadline_s(self, now_s: float) -> float | None:
         """When to poll again though nothing happened; None: never."""
-        waits = self._gate.deadlines(now_s)
+        waits = self._gate.deadlines(self._drain_s, now_s)
         for state in self._types.values():
-            if state.in_flight:
-                newest = max(f.sent_at_s for f in state.in_flight.values())
-                waits.append(newest + PIPELINE_AFTER_S)
+            if not state.in_flight:
+                continue
+            newest_s = next(reversed(state.in_flight.values())).sent_at_s
+            waits.append(newest_s + PIPELINE_AFTER_S)
+            if state.recovery is not None:
+                waits.append(state.recovery.since_s + HOLD_MAX_S)
+            if state.subscription.type_url == CDS and state.oldest_s is not None:
+                waits.append(max(state.oldest_s, self._unwedged_at_s) + SILENT_AFTER_S)
         return min((w for w in waits if w > now_s), default=None)
 
     def progress(self, now_s: float) -> tuple[Progress, ...]:
@@ -201,137 +154,380 @@ class StreamMachine(ABC):
                 s.version_acked,
                 s.nacks,
                 s.last_nack,
-                max((now_s - f.sent_at_s for f in s.in_flight.values()), default=0.0),
+                0.0 if s.oldest_s is None else now_s - s.oldest_s,
+                self._lacks(s) if url == CDS else (),
             )
             for url, s in self._types.items()
         )
 
-    # -- shared by both --------------------------------------------------------------
+    def resources(self) -> tuple[ResourceState, ...]:
+        """Say what the client has of everything that it was told, sorted."""
+        found = []
+        for url, state in self._types.items():
+            refusals = {
+                n: r
+                for (u, n), r in self._quarantine.refusals.items()
+                if u == url and state.subscription.covers(n)
+            }
+            names = state.sent.keys() | refusals.keys() | state.missing_told
+            for name in sorted(names):
+                sent = state.sent.get(name, UNKNOWN)
+                refusal = refusals.get(name)
+                acked = state.acked.get(name, "")
+                if refusal is not None or name in state.refused:
+                    standing = Standing.REFUSED
+                elif name not in state.sent:
+                    standing = Standing.MISSING
+                else:
+                    standing = Standing.ACKED if acked == sent.version else Standing.SENT
+                error = refusal.error if refusal is not None else state.last_nack
+                found.append(
+                    ResourceState(
+                        url,
+                        name,
+                        sent.version,
+                        acked,
+                        standing,
+                        error if standing is Standing.REFUSED else "",
+                        refusal.version if refusal is not None else "",
+                        sent.resource or state.good.get(name),
+                    )
+                )
+        return tuple(found)
+
+    # -- requests --------------------------------------------------------------------
+
+    def _type_of(self, type_url: TypeUrl) -> TypeUrl:
+        """Return the type that is meant. Raises RemoteProtocolError."""
+        if self._only is None:
+            if not type_url:
+                raise RemoteProtocolError("a request on an aggregated stream needs a type_url")
+            return type_url
+        if type_url not in ("", self._only):
+            raise RemoteProtocolError(
+                f"this stream serves {self._only}, not {type_url[:200]}; use the aggregated one"
+            )
+        return self._only
 
     def _settle(
-        self, state: TypeState, type_url: TypeUrl, nonce: Nonce, error: str | None, now_s: float
+        self, state: TypeState, nonce: Nonce, error: str | None, now_s: float
     ) -> list[Event]:
         """Match an answer with its response: ACK, NACK or stale."""
+        type_url = state.subscription.type_url
         flight = state.in_flight.pop(nonce, None)
         if flight is None:
             return [Stale(type_url, nonce)]
+        if state.recovery is not None and state.recovery.nonce == nonce:
+            state.recovery.nonce = ""
         if error is not None:
-            state.nacks += 1
-            state.last_nack = error
-            for name in flight.versions:  # partly applied, so not known
-                state.acked.pop(name, None)
-            state.refused |= flight.versions.keys()
-            return [Nacked(type_url, flight.version, tuple(flight.versions), error)]
-        state.version_acked = flight.version
-        state.acked.update(flight.versions)
-        state.refused -= flight.versions.keys()
-        if type_url == EDS:
-            # Endpoints sent before a cluster changed do not count: they are due again.
-            self._gate.endpoints_due -= flight.versions.keys() & state.sent.keys()
-        return [Acked(type_url, flight.version, now_s - flight.sent_at_s, flight.heartbeat)]
+            return self._refused(state, flight, error)
+        return [self._accepted(state, flight, now_s)]
 
-    def _due(self, type_url: TypeUrl, state: TypeState, snapshot: Snapshot, now_s: float) -> Update:
-        have = state.subscription.pick(snapshot.of(type_url).resources)
-        keep = type_url in TARGETS and self._keeps_targets(snapshot, now_s)
-        update = self._missing(state, have, keep)
-        if not update or type_url not in POINTERS:
+    def _accepted(self, state: TypeState, flight: InFlight, now_s: float) -> Event:
+        type_url = state.subscription.type_url
+        if not flight.heartbeat:
+            state.version_acked = flight.version
+            for r in flight.resources:
+                if r.name in state.sent:
+                    state.acked[r.name] = r.version
+                    state.good[r.name] = r
+                    state.refused.discard(r.name)
+            if len(self._quarantine):
+                for r in flight.resources:
+                    self._quarantine.accepted(type_url, r.name, r.version)
+            if type_url == EDS:
+                # Endpoints sent before a cluster changed do not count: they are due again.
+                self._gate.endpoints_due -= {n for n in flight.names if n in state.sent}
+        return Acked(type_url, flight.version, now_s - flight.sent_at_s, flight.heartbeat)
+
+    def _refused(self, state: TypeState, flight: InFlight, error: str) -> list[Event]:
+        """Find the culprit, or begin to look for it; what the client has is not known now."""
+        type_url = state.subscription.type_url
+        state.nacks += 1
+        state.last_nack = error
+        events: list[Event] = [Nacked(type_url, flight.version, flight.names, error)]
+        if flight.heartbeat:
+            for name in flight.names:  # it did not extend them
+                state.acked.pop(name, None)
+            return events
+        recovery = state.recovery or Recovery()
+        suspects = [
+            r
+            for r in state.suspects(flight)
+            if self._quarantine.of(r) is None and not recovery.suspects(r)
+        ]
+        for r in suspects:
+            state.sent[r.name] = UNKNOWN
+            state.acked.pop(r.name, None)
+            state.refused.add(r.name)
+        if len(suspects) == 1:
+            (culprit,) = suspects
+            good = state.good.get(culprit.name)
+            self._quarantine.add(culprit, error, good)
+            good_version = good.version if good else ""
+            events.append(Quarantined(type_url, culprit.name, culprit.version, error, good_version))
+        elif suspects:
+            recovery.split(suspects)
+        state.recovery = None if recovery.over else recovery
+        state.settled = None
+        return events
+
+    def _start_over(self, state: TypeState, *, fresh: bool) -> None:
+        """First request of a type. A ``fresh`` client has nothing, so nothing is proven bad."""
+        state.in_flight.clear()
+        state.recovery, state.settled = None, None
+        if fresh:
+            self._quarantine.forget(state.subscription.type_url)
+
+    # -- responses -------------------------------------------------------------------
+
+    def _serve(
+        self, state: TypeState, snapshot: Snapshot, kept: Set[ResourceName], now_s: float
+    ) -> list[Response]:
+        part = snapshot.of(state.subscription.type_url)
+        self._give_up(state, now_s)
+        offered, update = self._offer(state, snapshot, kept)
+        if not update:
+            if state.resumed:  # what it kept from an earlier stream is what it should have
+                state.version_sent = state.version_acked = part.version
+            if not kept and state.recovery is None:
+                state.settled = part
+            state.resumed = False
+            return []
+        state.resumed = False
+        update = self._passing(state, update, snapshot, now_s)
+        if not update:
+            return []
+        responses = self._send(state, part, update, now_s)
+        if offered and state.recovery is not None:
+            state.recovery.nonce, state.recovery.since_s = responses[-1].nonce, now_s
+        return responses
+
+    def _offer(
+        self, state: TypeState, snapshot: Snapshot, kept: Set[ResourceName]
+    ) -> tuple[bool, Update]:
+        """Return what is due; while a culprit is looked for, with the next half on offer."""
+        recovery = state.recovery
+        update = self._missing(state, self._target(state, snapshot, kept))
+        if recovery is None or recovery.nonce:
+            return False, update
+        if state.subscription.type_url in POINTERS and self._targets_unsettled(snapshot):
+            return False, update
+        while recovery.waiting:
+            recovery.offer()
+            update = self._missing(state, self._target(state, snapshot, kept))
+            if update:
+                return True, update
+        state.recovery = None
+        return False, update
+
+    def _give_up(self, state: TypeState, now_s: float) -> None:
+        """A client that does not answer tells nothing: offer all again, as to any other."""
+        recovery = state.recovery
+        if recovery is not None and recovery.nonce and now_s - recovery.since_s >= HOLD_MAX_S:
+            state.recovery = None
+
+    def _wanted(self, state: TypeState, part: TypeSnapshot) -> Mapping[ResourceName, Resource]:
+        picked = state.subscription.pick(part)
+        return self._quarantine.replace(state.subscription.type_url, picked)
+
+    def _target(self, state: TypeState, snapshot: Snapshot, kept: Set[ResourceName]) -> Target:
+        part = snapshot.of(state.subscription.type_url)
+        picked = state.subscription.pick(part)
+        wanted = self._quarantine.replace(state.subscription.type_url, picked)
+        held = _NONE if state.recovery is None else state.recovery.holds(wanted)
+        deviates = bool(kept or held) or wanted is not picked
+        return Target(wanted, kept, held, part.aliases, deviates)
+
+    def _passing(
+        self, state: TypeState, update: Update, snapshot: Snapshot, now_s: float
+    ) -> Update:
+        """What may go out now: what points at clusters waits until they are there.
+
+        A client that asks for a name has no route of that name yet, so it gets it.
+        """
+        type_url = state.subscription.type_url
+        if type_url not in POINTERS:
             return update
         if not self._gate.pointers.blocks(self._targets_unsettled(snapshot), now_s):
             return update
-        return self._answer(state, update)
-
-    def _answer(self, state: TypeState, update: Update) -> Update:
-        """What goes out during a hold: a client that waits for a name has no route there yet."""
-        if state.owed or (state.subscription.type_url == LDS and state.asked & update.names):
+        if state.owed or (type_url == LDS and state.asked & update.names):
             return update
-        resources = tuple(r for r in update.resources if r.name in state.asked)
-        removed = tuple(name for name in update.removed if name in state.asked)
-        return Update(resources, removed)
+        return replace(
+            update,
+            resources=tuple(
+                r
+                for r in update.resources
+                if r.name in state.asked or not state.asked.isdisjoint(r.aliases)
+            ),
+            removed=tuple(name for name in update.removed if name in state.asked),
+            owed=False,
+        )
 
     def _targets_unsettled(self, snapshot: Snapshot) -> bool:
         """Whether clusters or endpoints are still on their way to this client."""
         cds = self._types.get(CDS)
         if cds is None:
             return False
-        if any(not f.heartbeat for f in cds.in_flight.values()):
+        if cds.in_flight or cds.partial:
             return True
-        return bool(self._gate.endpoints_due & snapshot.of(EDS).resources.keys())
+        due = self._gate.endpoints_due
+        return bool(due) and not due.isdisjoint(snapshot.of(EDS).resources)
 
-    def _keeps_targets(self, snapshot: Snapshot, now_s: float) -> bool:
-        """Whether clusters that are to go have to stay for now.
+    def _kept(self, snapshot: Snapshot, now_s: float) -> Names:
+        """Clusters and endpoints that are to go, and have to stay for now.
 
-        A client that refused new routes goes on with the old ones: what they may name stays
-        until it has accepted others, however long that takes.
+        Until the client has applied routes without them, and then for the drain. A client
+        that refused new routes goes on with the old ones: what these may name stays until it
+        has accepted others, however long that takes.
         """
-        removing = self._would_remove(snapshot)
-        refused = any(s.refused & s.sent.keys() for t, s in self._types.items() if t in POINTERS)
-        unsettled = removing and self._pointers_unsettled(snapshot)
-        return self._gate.removals.blocks(unsettled, now_s) or (removing and refused)
+        gone = {url: names for url in TARGETS if (names := self._going(url, snapshot))}
+        if not gone:
+            self._gate.removals.release()
+            self._gate.leaving.clear()
+            return {}
+        if self._gate.removals.blocks(self._pointers_unsettled(snapshot), now_s) or (
+            self._pointers_refused(snapshot)
+        ):
+            self._gate.leaving.clear()
+            return gone
+        return self._gate.draining(gone, self._drain_s, now_s)
+
+    def _going(self, type_url: TypeUrl, snapshot: Snapshot) -> Set[ResourceName]:
+        state, part = self._types.get(type_url), snapshot.of(type_url)
+        if state is None or state.settled is part:
+            return _NONE
+        going = state.sent.keys() - self._wanted(state, part).keys()
+        # What was new and refused never carried anything.
+        return {n for n in going if state.sent[n].version or n in state.good}
 
     def _pointers_unsettled(self, snapshot: Snapshot) -> bool:
         """Whether the client may still use routes or listeners that are to be replaced."""
-        for type_url in (LDS, RDS):
+        for type_url in POINTERS:
             state = self._types.get(type_url)
             if state is None or state.subscription.empty:
                 continue
-            have = state.subscription.pick(snapshot.of(type_url).resources)
-            if state.in_flight or self._missing(state, have, False):
+            if state.in_flight or state.partial:
+                return True
+            if state.settled is not snapshot.of(type_url) and self._missing(
+                state, self._target(state, snapshot, _NONE)
+            ):
                 return True
         return False
 
-    def _would_remove(self, snapshot: Snapshot) -> bool:
-        for type_url in TARGETS:
-            state = self._types.get(type_url)
-            if state is not None and state.sent.keys() - snapshot.of(type_url).resources.keys():
-                return True
-        return False
+    def _pointers_refused(self, snapshot: Snapshot) -> bool:
+        """Whether the client goes on with routes or listeners that were to be replaced."""
+        if any(s.refused & s.sent.keys() for t, s in self._types.items() if t in POINTERS):
+            return True
+        return any(
+            url in POINTERS
+            and refusal.good is not None
+            and (now := snapshot.of(url).resources.get(name)) is not None
+            and now.version == refusal.version
+            for (url, name), refusal in self._quarantine.refusals.items()
+        )
 
     def _send(
-        self,
-        type_url: TypeUrl,
-        state: TypeState,
-        snapshot: Snapshot,
-        update: Update,
-        now_s: float,
+        self, state: TypeState, part: TypeSnapshot, update: Update, now_s: float
+    ) -> list[Response]:
+        """Encode an update; what does not fit into the responses in flight stays due."""
+        responses: list[Response] = []
+        state.partial = False
+        for chunk in self._chunks(update):
+            if len(state.in_flight) >= IN_FLIGHT_MAX:
+                state.partial = True
+                return responses
+            responses.append(self._send_one(state, part, chunk, now_s))
+        state.asked.clear()
+        state.owed = False
+        state.version_sent = responses[-1].version_info
+        return responses
+
+    def _send_one(
+        self, state: TypeState, part: TypeSnapshot, update: Update, now_s: float
     ) -> Response:
-        version, nonce = snapshot.of(type_url).version, self._next_nonce()
-        payload = self._encode(type_url, version, nonce, update)
+        type_url, nonce = state.subscription.type_url, self._next_nonce()
+        version = _version(part, update) if update.deviates else part.version
+        payload = self._encode(state, version, nonce, update)
         if type_url == CDS:
             self._clusters_sent(state, update)
-        versions = {r.name: r.version for r in update.resources}
         for resource in update.resources:
             state.sent[resource.name] = Sent(resource.version, resource)
             state.missing_told.discard(resource.name)
+            state.asked.discard(resource.name)
         for name in update.removed:
-            state.sent.pop(name, None)
-            state.acked.pop(name, None)
+            state.forget(name)
+            state.asked.discard(name)
             if name in state.subscription.names:
                 state.missing_told.add(name)
-        state.asked.clear()
-        state.owed = False
-        state.in_flight[nonce] = InFlight(version, versions, now_s, heartbeat=False)
-        state.nonce, state.version_sent = nonce, version
-        return Response(type_url, nonce, version, payload, tuple(versions), update.removed)
+        flight = InFlight(version, update.resources, now_s, heartbeat=False)
+        state.in_flight[nonce] = flight
+        state.nonce = nonce
+        return Response(type_url, nonce, version, payload, flight.names, update.removed)
 
     def _clusters_sent(self, cds: TypeState, update: Update) -> None:
-        """A changed cluster warms until it gets endpoints, also unchanged ones.
-
-        The name of a cluster is the name of its ClusterLoadAssignment.
-        """
+        """A changed cluster warms until it gets endpoints, also unchanged ones."""
         changed = {
-            r.name
+            name
             for r in update.resources
             if (s := cds.sent.get(r.name)) is None or s.version != r.version
+            for name in r.needs or (r.name,)
         }
         self._gate.endpoints_due |= changed
         self._gate.endpoints_due -= set(update.removed)
+        self._send_endpoints_again(changed)
+
+    def _send_endpoints_again(self, names: Set[ResourceName]) -> bool:
+        """Forget that endpoints were sent; say whether the client asked for any of them."""
         eds = self._types.get(EDS)
-        if eds is not None:
-            for name in changed & eds.sent.keys():
-                del eds.sent[name]
+        again = names & eds.sent.keys() if eds is not None else _NONE
+        if eds is None or not again:
+            return False
+        for name in again:
+            del eds.sent[name]
+        eds.settled = None
+        return True
+
+    def _lacks(self, cds: TypeState) -> tuple[ResourceName, ...]:
+        """Clusters in unanswered responses whose endpoints the client has not accepted since.
+
+        It answers for them only when it has them.
+        """
+        due = self._gate.endpoints_due
+        return tuple(
+            sorted(
+                r.name
+                for flight in cds.in_flight.values()
+                for r in flight.resources
+                if not due.isdisjoint(r.needs or (r.name,))
+            )
+        )
+
+    def _unwedge(self, snapshot: Snapshot, now_s: float) -> bool:
+        """Send endpoints again, unchanged, to a client that has been silent about clusters.
+
+        That releases an Envoy whose cluster still warms: it withholds every answer to CDS
+        until then (measured with 1.40).
+        """
+        cds = self._types.get(CDS)
+        if cds is None or cds.oldest_s is None:
+            return False
+        if now_s - max(cds.oldest_s, self._unwedged_at_s) < SILENT_AFTER_S:
+            return False
+        lacking = self._gate.endpoints_due & snapshot.of(EDS).resources.keys()
+        if not lacking or not self._send_endpoints_again(lacking):
+            return False
+        self._unwedged_at_s = now_s
+        return True
 
     def _next_nonce(self) -> Nonce:
         return f"{self._prefix}{next(self._nonces)}"
+
+
+def _version(part: TypeSnapshot, update: Update) -> Version:
+    """Version of a response that deviates from the snapshot: a property of its content too."""
+    content = "\n".join(f"{r.name} {r.version}" for r in update.resources)
+    return f"{part.version}~{blake2b(content.encode(), digest_size=4).hexdigest()}"
 
 
 def served(type_url: TypeUrl) -> bool:

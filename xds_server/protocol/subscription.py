@@ -1,29 +1,30 @@
 """What one client asks for of one type.
 
 The rules are those of Envoy's xDS protocol page ("How the client specifies what resources
-to return"): an empty first list is the wildcard for CDS and LDS; "*" is the wildcard
-anywhere; once a name was sent on the stream, an empty list means nothing.
+to return"): an empty first list is the wildcard for the types that have one; "*" is the
+wildcard anywhere; once a name was sent on the stream, an empty list means nothing.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final
 
-from xds_server.model.ids import CDS, LDS, ResourceName, TypeUrl
+from xds_server.model.ids import CDS, LDS, SRDS, ResourceName, TypeUrl
+from xds_server.model.snapshot import Resource, TypeSnapshot
 
 WILDCARD: Final = "*"
-LEGACY_WILDCARD_TYPES: Final = frozenset({CDS, LDS})
-_T = TypeVar("_T")
+LEGACY_WILDCARD_TYPES: Final = frozenset({CDS, LDS, SRDS})
 
 
 @dataclass(slots=True)
 class Subscription:
-    """Wildcard, names, or both."""
+    """Wildcard, names, or both; a name may be an alias."""
 
     type_url: TypeUrl
     wildcard: bool = False
     names: set[ResourceName] = field(default_factory=set)
     _named: bool = False  # a name or "*" was sent on this stream
+    _ordered: tuple[ResourceName, ...] = ()
 
     def replace(self, names: Iterable[ResourceName]) -> set[ResourceName]:
         """SotW: the request's list is the subscription. Returns the names that are new."""
@@ -33,7 +34,8 @@ class Subscription:
         legacy = not asked and not self._named and self.type_url in LEGACY_WILDCARD_TYPES
         self.wildcard = legacy or WILDCARD in asked
         asked.discard(WILDCARD)
-        new, self.names = asked - self.names, asked
+        new = asked - self.names
+        self._set(asked)
         return new
 
     def change(
@@ -54,16 +56,37 @@ class Subscription:
         add.discard(WILDCARD)
         drop.discard(WILDCARD)
         dropped = drop & (self.names | add)
-        self.names = (self.names | add) - drop
+        self._set((self.names | add) - drop)
         return add - drop, dropped
 
-    def pick(self, resources: Mapping[ResourceName, _T]) -> dict[ResourceName, _T]:
-        """Those of ``resources`` that are asked for, in their order."""
+    def pick(self, part: TypeSnapshot) -> Mapping[ResourceName, Resource]:
+        """Those of ``part`` that are asked for, by their own names, in the order of names."""
+        if self.wildcard and not part.on_demand:
+            return part.resources
         if self.wildcard:
-            return dict(resources)
-        return {name: r for name, r in resources.items() if name in self.names}
+            named = {part.aliases.get(n, n) for n in self.names}
+            return {
+                name: r
+                for name, r in part.resources.items()
+                if name in named or name not in part.on_demand
+            }
+        have = part.resources
+        if part.aliases:
+            own = sorted({part.aliases.get(n, n) for n in self._ordered})
+            return {name: have[name] for name in own if name in have}
+        return {name: have[name] for name in self._ordered if name in have}
+
+    def covers(self, name: ResourceName) -> bool:
+        """Whether that name is asked for."""
+        return self.wildcard or name in self.names
 
     @property
     def empty(self) -> bool:
         """Whether nothing is asked for."""
         return not self.wildcard and not self.names
+
+    def _set(self, names: set[ResourceName]) -> None:
+        if names != self.names:
+            self.names = names
+            # Responses are to be the same in every process, which a set's order is not.
+            self._ordered = tuple(sorted(names))

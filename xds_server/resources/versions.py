@@ -27,4 +27,9 @@ def type_snapshot(resources: Iterable[Resource]) -> TypeSnapshot:
     if len(by_name) != len(ordered):
         raise ValueError(f"duplicate names among {[r.name for r in ordered]}")
     digest = content_version("\n".join(f"{r.name} {r.version}" for r in ordered).encode())
-    return TypeSnapshot(digest, MappingProxyType(by_name))
+    return TypeSnapshot(
+        digest,
+        MappingProxyType(by_name),
+        MappingProxyType({alias: r.name for r in ordered for alias in r.aliases}),
+        frozenset(r.name for r in ordered if r.on_demand),
+    )
