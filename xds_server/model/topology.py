@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from xds_server.model.extra import ResourceSet
 from xds_server.model.ids import ApplicationName, Locality, ProviderName, ServiceName
 from xds_server.model.template import Call, Template
 
@@ -173,6 +174,7 @@ class Mesh:
     applications: Mapping[ApplicationName, Application]
     server: ServerSettings
     history: HistorySettings | None = None
+    resources: tuple[ResourceSet, ...] = ()
 
     @property
     def providers(self) -> Mapping[ProviderName, Provider]:

@@ -1,35 +1,5 @@
-"""Versions that are a property of content."""
+"""Versions of resources; they are made where the records are, in ``model``."""
 
-from collections.abc import Iterable
-from hashlib import blake2b
-from types import MappingProxyType
+from xds_server.model.versions import content_version, make_resource, type_snapshot
 
-from xds_server.model.ids import ResourceName, TypeUrl, Version
-from xds_server.model.snapshot import Resource, TypeSnapshot
-
-
-def content_version(body: bytes) -> Version:
-    """Hash of the bytes: equal on every replica, different whenever the content is."""
-    return blake2b(body, digest_size=8).hexdigest()
-
-
-def make_resource(
-    type_url: TypeUrl, name: ResourceName, body: bytes, ttl_s: float | None = None
-) -> Resource:
-    """Name and version serialised content."""
-    return Resource(type_url, name, content_version(body), body, ttl_s)
-
-
-def type_snapshot(resources: Iterable[Resource]) -> TypeSnapshot:
-    """Collect resources of one type, sorted by name; two of one name are a bug here."""
-    ordered = sorted(resources, key=lambda r: r.name)
-    by_name = {r.name: r for r in ordered}
-    if len(by_name) != len(ordered):
-        raise ValueError(f"duplicate names among {[r.name for r in ordered]}")
-    digest = content_version("\n".join(f"{r.name} {r.version}" for r in ordered).encode())
-    return TypeSnapshot(
-        digest,
-        MappingProxyType(by_name),
-        MappingProxyType({alias: r.name for r in ordered for alias in r.aliases}),
-        frozenset(r.name for r in ordered if r.on_demand),
-    )
+__all__ = ["content_version", "make_resource", "type_snapshot"]
