@@ -118,6 +118,17 @@ def _check_not_blank(value: str) -> str:
     return value
 
 
+def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a list: what part of it should match is anybody's guess."""
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            check_metadata(inner)
+        elif not isinstance(inner, str | int | float | bool):
+            remedy = "write text, a number, true or false, or a mapping of those"
+            raise wrong(f"{key[:60]!r} is {_shown(inner)}", remedy)
+    return value
+
+
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

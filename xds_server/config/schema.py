@@ -7,7 +7,7 @@ Rules that need more than one key are in ``checks``.
 import types
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from xds_server.config.fields import (
@@ -23,6 +23,7 @@ from xds_server.config.fields import (
     RatioBand,
     SocketAddress,
     Word,
+    check_metadata,
 )
 from xds_server.config.source import KeyPath
 from xds_server.model.topology import Address
@@ -252,6 +253,26 @@ class HistorySection(Section):
     )
 
 
+class NodesSection(Section):
+    """Which nodes get the resources: those that match all that is given."""
+
+    id: Word | None = Field(default=None, examples=["edge-*"])
+    cluster: Word | None = Field(default=None, examples=["checkout"])
+    locality: LocalitySection = LocalitySection()
+    metadata: Annotated[dict[str, object], AfterValidator(check_metadata)] = Field(
+        default={}, examples=["{tier: gold}"]
+    )
+
+
+class ResourcesSection(Section):
+    """A file, or a folder of files, with Envoy resources of the operator's own."""
+
+    path: Word = Field(examples=["./envoy/extra.yaml"])
+    nodes: NodesSection = NodesSection()
+    on_demand: bool = False
+    known_clusters: tuple[Word, ...] = Field(default=(), examples=["[local_app]"])
+
+
 class MeshFile(Section):
     """All of mesh.yaml."""
 
@@ -265,6 +286,9 @@ class MeshFile(Section):
     )
     applications: dict[str, ApplicationSection] = Field(
         examples=["{checkout: {template: storefront}}"]
+    )
+    resources: tuple[ResourcesSection, ...] = Field(
+        default=(), examples=["[{path: ./envoy/extra.yaml}]"]
     )
     server: ServerSection = ServerSection()
     history: HistorySection | None = None

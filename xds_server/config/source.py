@@ -1,6 +1,7 @@
 """YAML to plain values, with the line of every key; nothing here knows the schema."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, TypeAlias
 
 from ruamel.yaml import YAML
@@ -21,11 +22,10 @@ _TAG: Final = "tag:yaml.org,2002:"
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """One file's values, and where each is written."""
+class Written:
+    """One document of a file: where each of its values is written."""
 
     path: str
-    data: dict[str, Value]
     lines: dict[KeyPath, int]  # 1-based
     last_line: int
 
@@ -38,6 +38,20 @@ class Document:
     def problem(self, at: KeyPath, message: str, remedy: str) -> Problem:
         """Say what is wrong at a key."""
         return _problem(self.path, self.line(at), at, message, remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree(Written):
+    """A document that may have any value at its top."""
+
+    data: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Document(Written):
+    """A document that has keys at its top."""
+
+    data: dict[str, Value]
 
     def names(self, *at: str) -> tuple[str, ...]:
         """Return the keys that the file itself has under ``at``, right or wrong."""
@@ -61,13 +75,53 @@ def _one_line(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
-def read_document(text: str, path: str) -> tuple[Document, list[Problem]]:
-    """Read one YAML document; raise ConfigError if there is nothing to go on with."""
-    last_line = max(1, len(text.splitlines()))
-    reader = _Reader(path, last_line)
+def read_text(path: Path) -> str:
+    """Return a file's text; raise ConfigError if there is none."""
     try:
-        root = YAML(typ="safe", pure=True).compose(text)
-        data = None if root is None else reader.read(root, ())
+        raw = path.read_bytes()
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        remedy = "name a file that exists and that this user may read"
+        problem = Problem(str(path), 0, "(file)", f"cannot be read: {why}", remedy)
+        raise ConfigError((problem,)) from error
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        message = f"is not UTF-8: byte 0x{raw[error.start]:02x}"
+        problem = Problem(str(path), line, "(file)", message, "save the file as UTF-8")
+        raise ConfigError((problem,)) from error
+
+
+def read_document(text: str, path: str) -> tuple[Document, list[Problem]]:
+    """Read mesh.yaml, one document; raise ConfigError if there is nothing to go on with."""
+    trees, problems = read_trees(text, path)
+    if len(trees) > 1:
+        line = trees[1].line(())
+        remedy = "keep one document: remove the `---` and what follows it"
+        raise ConfigError((_problem(path, line, (), "has several documents", remedy),))
+    data = trees[0].data if trees else None
+    if data is None and not problems:
+        raise ConfigError((_at_top(path, "is empty", "start with `mesh: <name>`"),))
+    if data is not None and not isinstance(data, dict):
+        kind = "a list" if isinstance(data, tuple) else "a single value"
+        remedy = "write keys at the top, starting with `mesh: <name>`"
+        raise ConfigError((_at_top(path, f"is {kind}", remedy),))
+    lines, last_line = (trees[0].lines, trees[0].last_line) if trees else ({}, 1)
+    return Document(path, lines, last_line, data or {}), problems
+
+
+def read_trees(text: str, path: str) -> tuple[list[Tree], list[Problem]]:
+    """Read all YAML documents of a file; raise ConfigError if it is not YAML."""
+    last_line = max(1, len(text.splitlines()))
+    trees: list[Tree] = []
+    problems: list[Problem] = []
+    try:
+        for root in YAML(typ="safe", pure=True).compose_all(text):
+            reader = _Reader(path, last_line)
+            data = None if root is None else reader.read(root, ())
+            problems += reader.problems
+            trees.append(Tree(path, reader.lines, last_line, data))
     except YAMLError as error:
         raise ConfigError((_syntax_problem(error, text, path, last_line),)) from error
     except RecursionError as error:
@@ -76,13 +130,7 @@ def read_document(text: str, path: str) -> tuple[Document, list[Problem]]:
         # What ruamel.yaml lets through on malformed input, beside its own errors.
         remedy = f"mend the YAML ({type(error).__name__}: {error})"
         raise ConfigError((_at_top(path, "is not YAML", remedy),)) from error
-    if data is None and not reader.problems:
-        raise ConfigError((_at_top(path, "is empty", "start with `mesh: <name>`"),))
-    if data is not None and not isinstance(data, dict):
-        kind = "a list" if isinstance(data, tuple) else "a single value"
-        remedy = "write keys at the top, starting with `mesh: <name>`"
-        raise ConfigError((_at_top(path, f"is {kind}", remedy),))
-    return Document(path, data or {}, reader.lines, last_line), reader.problems
+    return trees, problems
 
 
 def _at_top(path: str, message: str, remedy: str) -> Problem:
