@@ -6,11 +6,11 @@ import signal
 from pathlib import Path
 
 import structlog
-from watchfiles import awatch
 
 from xds_server.admin import create_admin, serve_admin
 from xds_server.app.clock import SystemClock
 from xds_server.app.plane import ControlPlane
+from xds_server.app.watch import changes
 from xds_server.config import inert_keys, load_mesh
 from xds_server.errors import ConfigError
 from xds_server.wire.server import serving
@@ -96,31 +96,16 @@ async def _watch_expiry(plane: ControlPlane) -> None:
 
 
 async def _watch_config(plane: ControlPlane, path: Path, stop: asyncio.Event) -> None:
-    """Reload when the file changes; also when it is replaced, as editors and Kubernetes do."""
-    before, folder = _content(path), _folder(path)
-    async for _ in awatch(folder, stop_event=stop, recursive=False):
-        now = _content(path)
-        if now == before:
-            continue
-        before = now
-        reload(plane, path)
+    """Reload whenever a file of the configuration changes."""
+    async for _ in changes(path, stop):
+        await reload(plane, path)
 
 
-def _folder(path: Path) -> Path:
-    return path.absolute().parent
-
-
-def _content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
-
-
-def reload(plane: ControlPlane, path: Path) -> bool:
+async def reload(plane: ControlPlane, path: Path) -> bool:
     """Put the file into force, or say why not and leave things as they are."""
     try:
-        plane.reload(load_mesh(path))
+        # In a thread: large files take seconds, and sidecars wait for heartbeats.
+        plane.reload(await asyncio.to_thread(load_mesh, path))
     except ConfigError as error:
         plane.config_error = str(error)
         plane.metrics.config_reloads_total.labels("refused").inc()
