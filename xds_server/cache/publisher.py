@@ -27,6 +27,7 @@ from xds_server.model.ids import (
 from xds_server.model.snapshot import Node, Overlay, Resource, Snapshot, TypeSnapshot
 from xds_server.model.topology import Address, Mesh, Mode, WeightsVia
 from xds_server.resources.common import parse_address
+from xds_server.resources.extra import Extras
 from xds_server.resources.mesh import ApplicationResources, MeshResources, listener_name
 from xds_server.resources.runtime import LAYER
 from xds_server.resources.versions import make_resource, type_snapshot
@@ -68,9 +69,9 @@ class NodeHandle:
 
     def show(self, snapshot: Snapshot) -> None:
         """Replace the snapshot; wakes streams if anything in it differs."""
-        before = self._snapshot.types
+        before, now = self._snapshot.types, snapshot.types
         self._snapshot = snapshot
-        if any(before.get(url) != part for url, part in snapshot.types.items()):
+        if any(before.get(url) != now.get(url) for url in before.keys() | now.keys()):
             self.wake()
 
     def wake(self) -> None:
@@ -103,6 +104,7 @@ class Publisher:
 
     def __init__(self, mesh: Mesh, resources: MeshResources) -> None:
         self._mesh, self._resources = mesh, resources
+        self._extras = Extras(mesh.resources)
         self._nodes: dict[NodeId, list[NodeHandle]] = {}
         self._weights = _Weights()
 
@@ -159,6 +161,8 @@ class Publisher:
 
     def set_mesh(self, mesh: Mesh, resources: MeshResources) -> None:
         """Take over another configuration, or other endpoints; weights stay in force."""
+        if mesh.resources != self._mesh.resources:
+            self._extras = Extras(mesh.resources)
         self._mesh, self._resources = mesh, resources
         if mesh.mode is not Mode.ENFORCE:
             self._weights.overlay = _NO_OVERLAY
@@ -219,15 +223,14 @@ class Publisher:
         encoded = self._weights.encoded.get(group) if group else None
         by_runtime = self._by_runtime(runtime)
         baseline_runtime = type_snapshot((parts.runtime.baseline,))
-        return Snapshot(
-            {
-                CDS: parts.clusters,
-                EDS: parts.endpoints,
-                LDS: self._listeners(node, parts),
-                RDS: encoded.routes if encoded and not by_runtime else parts.baseline_routes,
-                RTDS: encoded.runtime if encoded and by_runtime else baseline_runtime,
-            }
-        )
+        generated = {
+            CDS: parts.clusters,
+            EDS: parts.endpoints,
+            LDS: self._listeners(node, parts),
+            RDS: encoded.routes if encoded and not by_runtime else parts.baseline_routes,
+            RTDS: encoded.runtime if encoded and by_runtime else baseline_runtime,
+        }
+        return Snapshot(self._extras.add_to(generated, node))
 
     def _by_runtime(self, subscribed: bool) -> bool:
         via = self._mesh.engine.weights_via

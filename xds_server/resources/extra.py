@@ -8,7 +8,7 @@ import structlog
 
 from xds_server.model.extra import ResourceSet
 from xds_server.model.ids import SHORT, ResourceName, TypeUrl
-from xds_server.model.snapshot import Node, Resource, TypeSnapshot
+from xds_server.model.snapshot import EMPTY, Node, Resource, TypeSnapshot
 from xds_server.resources.versions import type_snapshot
 
 log = structlog.get_logger()
@@ -48,16 +48,30 @@ class Extras:
             found = self._by_match[matching] = self._combine(matching)
         return found
 
-    def merge(self, type_url: TypeUrl, base: TypeSnapshot, node: Node) -> TypeSnapshot:
-        """Return the generated resources of one type together with the node's own.
+    def add_to(
+        self, generated: Mapping[TypeUrl, TypeSnapshot], node: Node
+    ) -> Mapping[TypeUrl, TypeSnapshot]:
+        """Return the generated resources together with the node's own.
 
-        The same objects give the same object, so that nodes share it. A generated name
-        counts; the configuration has been refused where that could be foreseen.
+        Nodes with the same generated resources and the same sets share objects. Of a
+        generated and an own resource with one name the generated one counts; the
+        configuration is refused where that can be foreseen.
         """
         matching = self.matching(node)
-        own = self.combine(matching).get(type_url, ())
-        if not own:
-            return base
+        own = self.combine(matching)
+        merged = {
+            url: self._merge(url, generated.get(url, EMPTY), resources, matching)
+            for url, resources in own.items()
+        }
+        return {**generated, **merged}
+
+    def _merge(
+        self,
+        type_url: TypeUrl,
+        base: TypeSnapshot,
+        own: tuple[Resource, ...],
+        matching: tuple[int, ...],
+    ) -> TypeSnapshot:
         key = (type_url, base.version, matching)
         merged = self._merged.get(key)
         if merged is None:
