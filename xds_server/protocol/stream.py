@@ -84,6 +84,11 @@ class StreamMachine(ABC):
 
     # -- for the pump ----------------------------------------------------------------
 
+    @property
+    def drain_s(self) -> float:
+        """How long a cluster stays after the client applied routes without it."""
+        return self._drain_s
+
     def use(self, quarantine: Quarantine) -> None:
         """Share the quarantine of the node, once it is known whose stream this is."""
         self._quarantine = quarantine
