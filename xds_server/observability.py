@@ -190,14 +190,21 @@ class Metrics:
 
     def _declare_streams(self, d: _Declare) -> None:
         self.streams_open = d.gauge(
-            "streams_open", "ADS streams open now; protocol is sotw or delta.", ["protocol"]
+            "streams_open", "Discovery streams open now; protocol is sotw or delta.", ["protocol"]
         )
         self.requests_total = d.counter("requests_total", "Requests received.", ["type"])
         self.responses_total = d.counter(
-            "responses_total", "Responses sent; kind is push or heartbeat.", ["type", "kind"]
+            "responses_total",
+            "Responses sent; kind is push, heartbeat or unwedge.",
+            ["type", "kind"],
         )
         self.acks_total = d.counter("acks_total", "Responses that an Envoy accepted.", ["type"])
         self.nacks_total = d.counter("nacks_total", "Responses that an Envoy refused.", ["type"])
+        self.quarantined_total = d.counter(
+            "quarantined_total",
+            "Resources found to be why an Envoy refused a response.",
+            ["type"],
+        )
         self.stale_total = d.counter(
             "stale_total", "Requests ignored because they answer an older response.", ["type"]
         )
@@ -215,6 +222,11 @@ class Metrics:
         )
         self.streams_ended_total = d.counter(
             "streams_ended_total", "ADS streams that ended, by why.", ["reason"]
+        )
+        self.tapes_cut_total = d.counter(
+            "tapes_cut_total",
+            "Recordings of streams (--record) that ended before their stream did, by why.",
+            ["reason"],
         )
         self.nodes = d.gauge("nodes", "Nodes with an open ADS stream.", ["application"])
         self.instances = d.gauge(

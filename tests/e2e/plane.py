@@ -26,7 +26,7 @@ from xds_server.model.topology import (
 from xds_server.protocol.events import Event
 from xds_server.protocol.messages import Response
 from xds_server.resources.mesh import MeshResources
-from xds_server.wire.ads import AggregatedDiscoveryService
+from xds_server.wire.ads import DiscoveryServices
 from xds_server.wire.pump import Stream
 
 GROUP = GroupKey("shop", "steady", Locality())
@@ -111,9 +111,9 @@ def overlay(**weights: int) -> Overlay:
 @asynccontextmanager
 async def serving_ads(
     publisher: Publisher, port: int, recorder: Recorder
-) -> AsyncIterator[AggregatedDiscoveryService]:
+) -> AsyncIterator[DiscoveryServices]:
     """Serve until the block ends; then the port is dead, as after a crash."""
-    service = AggregatedDiscoveryService(publisher, recorder, WallClock())
+    service = DiscoveryServices(publisher, recorder, WallClock())
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((service.handler(),))
     server.add_insecure_port(f"127.0.0.1:{port}")

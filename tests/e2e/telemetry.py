@@ -21,7 +21,7 @@ from xds_server.model.telemetry import COUNTERS, Floats, LoadReport, SampleBatch
 from xds_server.model.topology import Mesh
 from xds_server.registry.registry import Registry
 from xds_server.resources.bootstrap import render_bootstrap
-from xds_server.wire.ads import AggregatedDiscoveryService
+from xds_server.wire.ads import DiscoveryServices
 from xds_server.wire.load_stats import LoadReportingService
 from xds_server.wire.metrics_service import MetricsService
 
@@ -86,7 +86,7 @@ class Plane:
         self.sums, self.tally = Sums(registry), Tally()
         metrics = MetricsService(self.sums, self.tally, clock)
         load = LoadReportingService(self.sums, self.tally, clock, lambda: 0.3)
-        self._ads = AggregatedDiscoveryService(publisher, Recorder(), clock)
+        self._ads = DiscoveryServices(publisher, Recorder(), clock)
         self._handlers = (self._ads.handler(), metrics.handler(), load.handler())
 
     @asynccontextmanager

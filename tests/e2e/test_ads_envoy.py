@@ -14,6 +14,7 @@ from xds_server.model.ids import RDS, RTDS
 from xds_server.model.snapshot import Snapshot
 from xds_server.model.topology import WeightsVia
 from xds_server.protocol.events import Acked, Nacked
+from xds_server.protocol.status import Standing
 from xds_server.resources.bootstrap import render_bootstrap
 from xds_server.resources.versions import make_resource, type_snapshot
 
@@ -121,7 +122,9 @@ def _after(duration_s: float) -> Callable[[], bool]:
     return lambda: time.monotonic() >= end
 
 
-async def test_a_refused_route_is_named_and_the_old_one_serves_on(sidecar: Sidecar) -> None:
+async def test_case_19_and_20_a_refused_route_is_named_and_the_old_one_restored(
+    sidecar: Sidecar,
+) -> None:
     async with serving("a") as up:
         listen, xds = free_port(), free_port()
         mesh = shop(xds, listen, {"a": up["a"].port})
@@ -139,19 +142,29 @@ async def test_a_refused_route_is_named_and_the_old_one_serves_on(sidecar: Sidec
                 )
                 assert nack.names == ("shop.search",)
                 assert "domains" in nack.error.lower()
-                await traffic.split(50)
-                assert traffic.failures == []
+                before = good.of(RDS).resources["shop.search"].version
+
+                def restored() -> bool:
+                    states = service.streams[0].resources()
+                    return any(
+                        (s.type_url, s.state, s.version_acked) == (RDS, Standing.REFUSED, before)
+                        for s in states
+                    )
+
+                await eventually("the last good one is ACKed", restored)
                 sent = len([r for r in seen.responses if r.type_url == RDS])
                 await traffic.split(50)
                 assert len([r for r in seen.responses if r.type_url == RDS]) == sent
-                progress = service.streams[0].progress()[RDS]
-                assert progress.nacks == 1
-                assert progress.version_acked == good.of(RDS).version
-                handle.show(good)
+                assert service.streams[0].progress()[RDS].nacks == 1
+                newer = shop(xds, listen, {"a": up["a"].port}, retries=1)
+                publisher.set_mesh(newer, resources(newer))
+                want = handle.snapshot().of(RDS).version
                 await eventually(
-                    "the good one is ACKed",
-                    lambda: service.streams[0].progress()[RDS].unanswered_s == 0.0,
+                    "other content is ACKed",
+                    lambda: service.streams[0].progress()[RDS].version_acked == want,
                 )
+                assert all(s.state is Standing.ACKED for s in service.streams[0].resources())
+                assert traffic.failures == []
 
 
 async def test_traffic_does_not_notice_that_the_control_plane_dies_and_returns(

@@ -12,7 +12,7 @@ from xds_server.cache.publisher import Publisher
 from xds_server.errors import ConfigError
 from xds_server.model.topology import Mesh, ServerSettings, TlsSettings
 from xds_server.resources.bootstrap import render_bootstrap
-from xds_server.wire.ads import AggregatedDiscoveryService
+from xds_server.wire.ads import DiscoveryServices
 from xds_server.wire.server import serving
 
 pytestmark = pytest.mark.e2e
@@ -41,7 +41,7 @@ def secured(folder: Path, authority: trustme.CA) -> tuple[Mesh, dict[str, str]]:
 async def test_a_sidecar_with_a_certificate_is_served(tmp_path: Path) -> None:
     mesh, settings = secured(tmp_path, trustme.CA())
     publisher = Publisher(mesh, resources(mesh))
-    ads = AggregatedDiscoveryService(publisher, Recorder(), WallClock())
+    ads = DiscoveryServices(publisher, Recorder(), WallClock())
     async with serving(mesh.server, [ads.handler()]):
         envoy = Envoy(render_bootstrap(mesh, "shop", "n1", settings), tmp_path)
         try:
@@ -63,7 +63,7 @@ async def test_who_cannot_prove_what_is_asked_gets_no_stream(tmp_path: Path, lac
     else:
         settings["tls.san"] = "elsewhere.local"
     publisher, seen = Publisher(mesh, resources(mesh)), Recorder()
-    ads = AggregatedDiscoveryService(publisher, seen, WallClock())
+    ads = DiscoveryServices(publisher, seen, WallClock())
     async with serving(mesh.server, [ads.handler()]):
         envoy = Envoy(render_bootstrap(mesh, "shop", "n1", settings), tmp_path)
         try:

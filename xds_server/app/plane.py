@@ -27,7 +27,7 @@ from xds_server.observability import Metrics
 from xds_server.ports import Clock
 from xds_server.registry.registry import Registry
 from xds_server.resources.mesh import MeshResources
-from xds_server.wire.ads import AggregatedDiscoveryService
+from xds_server.wire.ads import DiscoveryServices
 from xds_server.wire.load_stats import LoadReportingService
 from xds_server.wire.metrics_service import MetricsService
 from xds_server.wire.pump import Stream
@@ -57,7 +57,7 @@ class ControlPlane:
         self.publisher = Publisher(mesh, resources)
         self.engine = Engine(mesh, {}, self.publisher, self.registry)
         recorder = Recorder(self.metrics)
-        self.ads = AggregatedDiscoveryService(self, recorder, clock)
+        self.ads = DiscoveryServices(self, recorder, clock)
         self.metrics_service = MetricsService(self.registry, recorder, clock)
         self.load_stats = LoadReportingService(
             self.registry, recorder, clock, lambda: self.mesh.telemetry.load_report_interval_s
@@ -73,9 +73,6 @@ class ControlPlane:
     def connect(self, node: Node) -> NodeHandle:
         """Register a stream: its node gets a snapshot, and counts as an instance."""
         handle = self.publisher.connect(node)
-        if node.node_id in self.registry.nodes:
-            # A client that reconnects; or two with one name, whose counters then mix.
-            log.warning("xds.node_twice", node_id=node.node_id, application=node.application)
         self.registry.node_connected(node, self._clock.now_s())
         log.info("xds.node_connected", node_id=node.node_id, application=node.application)
         return handle

@@ -26,6 +26,7 @@ from xds_server.model.ids import (
 )
 from xds_server.model.snapshot import Node, Overlay, Resource, Snapshot, TypeSnapshot
 from xds_server.model.topology import Address, Mesh, Mode, WeightsVia
+from xds_server.protocol.quarantine import Quarantine
 from xds_server.resources.common import parse_address
 from xds_server.resources.extra import Extras
 from xds_server.resources.mesh import ApplicationResources, MeshResources, listener_name
@@ -52,6 +53,7 @@ class NodeHandle:
         self.group = group
         self.runtime = False
         self.heartbeat_seq = 0
+        self.quarantine = Quarantine()
         self._snapshot = snapshot
         self._wakeups: set[asyncio.Event] = set()
 

@@ -1,8 +1,10 @@
-"""The aggregated discovery service, SotW and delta, over bytes."""
+"""The discovery services, aggregated and one per type, SotW and delta, over bytes."""
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from itertools import count
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
 import structlog
@@ -10,21 +12,55 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.message import DecodeError
 
 from xds_server.errors import RemoteProtocolError
+from xds_server.model.ids import CDS, ECDS, EDS, LDS, RDS, RTDS, SDS, SRDS, VHDS, TypeUrl
 from xds_server.ports import Clock
 from xds_server.protocol.delta import DeltaStream
 from xds_server.protocol.messages import DeltaRequest, SotwRequest
 from xds_server.protocol.sotw import SotwStream
-from xds_server.wire.pump import Decode, Observer, Source, Stream, StreamStalledError
+from xds_server.protocol.stream import StreamMachine
+from xds_server.wire.pump import Decode, Observer, Source, Stream, StreamStalledError, Tape
 
 log = structlog.get_logger()
 
-SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+AGGREGATED: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+PER_TYPE: Final[dict[str, tuple[str, TypeUrl]]] = {
+    "envoy.service.cluster.v3.ClusterDiscoveryService": ("Clusters", CDS),
+    "envoy.service.endpoint.v3.EndpointDiscoveryService": ("Endpoints", EDS),
+    "envoy.service.listener.v3.ListenerDiscoveryService": ("Listeners", LDS),
+    "envoy.service.route.v3.RouteDiscoveryService": ("Routes", RDS),
+    "envoy.service.route.v3.ScopedRoutesDiscoveryService": ("ScopedRoutes", SRDS),
+    "envoy.service.route.v3.VirtualHostDiscoveryService": ("VirtualHosts", VHDS),
+    "envoy.service.secret.v3.SecretDiscoveryService": ("Secrets", SDS),
+    "envoy.service.runtime.v3.RuntimeDiscoveryService": ("Runtime", RTDS),
+    "envoy.service.extension.v3.ExtensionConfigDiscoveryService": ("ExtensionConfigs", ECDS),
+}
+"""Services of one type: what their methods are called after, and the type.
+
+Each has ``Stream<name>`` and ``Delta<name>``, but virtual hosts exist in delta alone.
+"""
+SERVICES: Final = (AGGREGATED, *PER_TYPE)
 WRITE_TIMEOUT_S = 20.0
 Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
+Method: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 
 
-class AggregatedDiscoveryService:
-    """All streams of this process."""
+class _Handler(grpc.GenericRpcHandler):
+    """Finds a method by its full name."""
+
+    def __init__(self, methods: dict[str, Method]) -> None:
+        self._methods = methods
+
+    def service(self, details: grpc.HandlerCallDetails) -> "Method | None":
+        """Return what serves a call; None for a method that is not ours."""
+        return self._methods.get(details.method)
+
+
+class DiscoveryServices:
+    """All discovery streams of this process.
+
+    ``cluster_drain_s`` says how long a cluster stays after a client applied routes without
+    it; it is read when a stream opens.
+    """
 
     def __init__(
         self,
@@ -33,22 +69,31 @@ class AggregatedDiscoveryService:
         clock: Clock,
         *,
         write_timeout_s: float = WRITE_TIMEOUT_S,
+        cluster_drain_s: Callable[[], float] = lambda: 0.0,
+        tape: Tape | None = None,
     ) -> None:
         self._source, self._observer, self._clock = source, observer, clock
-        self._write_timeout_s = write_timeout_s
+        self._write_timeout_s, self._cluster_drain_s = write_timeout_s, cluster_drain_s
+        self._tape = tape
         self._ids = count(1)
         self._streams: dict[int, Stream] = {}
         self._draining = False
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return what a grpc server registers; messages are passed through as bytes."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "StreamAggregatedResources": grpc.stream_stream_rpc_method_handler(self._sotw),
-                "DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(self._delta),
-            },
-        )
+        kinds = (("Stream", "sotw"), ("Delta", "delta"))
+        methods = {
+            f"/{AGGREGATED}/{method}AggregatedResources": self._method(protocol, None)
+            for method, protocol in kinds
+        }
+        for service, (name, only) in PER_TYPE.items():
+            for method, protocol in kinds:
+                if (only, protocol) != (VHDS, "sotw"):
+                    methods[f"/{service}/{method}{name}"] = self._method(protocol, only)
+        return _Handler(methods)
+
+    def _method(self, protocol: str, only: TypeUrl | None) -> Method:
+        return grpc.stream_stream_rpc_method_handler(partial(self._serve, protocol, only))
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -64,25 +109,24 @@ class AggregatedDiscoveryService:
         while self._streams and self._clock.now_s() < deadline_s:
             await self._clock.sleep_s(0.01)
 
-    async def _sotw(self, requests: Any, context: Context) -> None:
-        await self._serve("sotw", requests, decode_sotw, context)
-
-    async def _delta(self, requests: Any, context: Context) -> None:
-        await self._serve("delta", requests, decode_delta, context)
-
-    async def _serve(self, protocol: str, requests: Any, decode: Decode, context: Context) -> None:
+    async def _serve(
+        self, protocol: str, only: TypeUrl | None, requests: Any, context: Context
+    ) -> None:
         if self._draining:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "shutting down")
         stream_id = next(self._ids)
-        machine = SotwStream() if protocol == "sotw" else DeltaStream()
+        kind, decode = _PROTOCOLS[protocol]
         stream = Stream(
             stream_id,
             protocol,
-            machine,
+            kind(only=only, drain_s=self._cluster_drain_s()),
             self._source,
             self._observer,
             self._clock,
             write_timeout_s=self._write_timeout_s,
+            only=only,
+            announced=self._announced,
+            tape=self._tape,
         )
         self._streams[stream_id] = stream
         facts = {"stream_id": stream_id, "protocol": protocol, "peer": context.peer()}
@@ -102,6 +146,23 @@ class AggregatedDiscoveryService:
             await context.abort(grpc.StatusCode.INTERNAL, "internal error, logged by the server")
         finally:
             del self._streams[stream_id]
+
+    def _announced(self, stream: Stream) -> None:
+        """Notice two aggregated streams of one node.
+
+        A client that reconnects before its old stream ended; or two with one name, whose
+        counters then mix.
+        """
+        node = stream.node
+        if node is None or stream.only is not None:
+            return
+        same = (
+            s
+            for s in self._streams.values()
+            if s is not stream and s.only is None and s.node and s.node.node_id == node.node_id
+        )
+        if any(same):
+            log.warning("xds.node_twice", node_id=node.node_id, application=node.application)
 
 
 def decode_sotw(body: bytes) -> tuple[SotwRequest, Any]:
@@ -131,6 +192,12 @@ def decode_delta(body: bytes) -> tuple[DeltaRequest, Any]:
         error=_error(message),
     )
     return request, message.node
+
+
+_PROTOCOLS: Final[dict[str, tuple[type[StreamMachine], Decode]]] = {
+    "sotw": (SotwStream, decode_sotw),
+    "delta": (DeltaStream, decode_delta),
+}
 
 
 def _parse(message: Any, body: bytes) -> None:

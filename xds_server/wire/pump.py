@@ -13,12 +13,13 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import structlog
 
 from xds_server.errors import RemoteProtocolError
-from xds_server.model.ids import RTDS
+from xds_server.model.ids import RTDS, TypeUrl
 from xds_server.model.snapshot import Node, Snapshot
 from xds_server.ports import Clock
-from xds_server.protocol.events import Event, Nacked, UnknownType
+from xds_server.protocol.events import Event, Nacked, Quarantined, UnknownType
 from xds_server.protocol.messages import DeltaRequest, Response, SotwRequest
-from xds_server.protocol.status import Progress
+from xds_server.protocol.quarantine import Quarantine
+from xds_server.protocol.status import Progress, ResourceState
 from xds_server.protocol.stream import StreamMachine
 from xds_server.wire.node import read_node
 
@@ -27,6 +28,8 @@ log = structlog.get_logger()
 Request: TypeAlias = SotwRequest | DeltaRequest
 Decode: TypeAlias = Callable[[bytes], tuple[Request, Any]]
 """Bytes to the request and its Node message; raises RemoteProtocolError."""
+LARGE_BYTES = 4 * 2**20
+"""Clients built on gRPC's C-core cancel the stream at a larger response, without a word."""
 
 
 class Handle(Protocol):
@@ -34,6 +37,8 @@ class Handle(Protocol):
 
     heartbeat_seq: int
     """Grows whenever TTLs are to be extended."""
+    quarantine: Quarantine
+    """What the node refused, on this stream or on another."""
 
     def snapshot(self) -> Snapshot:
         """Return what the node should have now."""
@@ -87,12 +92,39 @@ class Observer(Protocol):
         ...
 
 
+class Tape(Protocol):
+    """Who keeps what happens on streams, in the order in which the state machine saw it."""
+
+    def opened(self, stream: "Stream", node: Node) -> None:
+        """The first request is about to be received."""
+        ...
+
+    def received(self, stream: "Stream", body: bytes, now_s: float) -> None:
+        """A request is about to be received; ``body`` as it came."""
+        ...
+
+    def polled(
+        self,
+        stream: "Stream",
+        snapshot: Snapshot,
+        now_s: float,
+        heartbeat: bool,
+        responses: list[Response],
+    ) -> None:
+        """What was due, and, in the end of ``responses``, heartbeats if it was time for them."""
+        ...
+
+    def closed(self, stream: "Stream", reason: str) -> None:
+        """The stream ended."""
+        ...
+
+
 class StreamStalledError(Exception):
     """The client did not read for too long."""
 
 
 class Stream:
-    """One ADS stream while it is open."""
+    """One discovery stream while it is open; ``only`` is the type of one that has just one."""
 
     _handle: Any  # of the source's own kind; None before the first request
 
@@ -106,21 +138,40 @@ class Stream:
         clock: Clock,
         *,
         write_timeout_s: float,
+        only: TypeUrl | None = None,
+        announced: Callable[["Stream"], None] = lambda _: None,
+        tape: Tape | None = None,
     ) -> None:
         self.stream_id = stream_id
-        self.protocol = protocol
+        self.protocol, self.only = protocol, only
         self.opened_at_s = clock.now_s()
         self.node: Node | None = None
         self._machine, self._source, self._observer = machine, source, observer
         self._clock, self._write_timeout_s = clock, write_timeout_s
+        self._announced, self._tape = announced, tape
         self._handle = None
         self._wake = asyncio.Event()
         self._ended = False
         self._heartbeats_seen = 0
+        self._flagged: set[str] = set()  # what is said once per stream
 
     def progress(self) -> Mapping[str, Progress]:
         """How far the client is, by type URL."""
         return {p.type_url: p for p in self._machine.progress(self._clock.now_s())}
+
+    def resources(self) -> tuple[ResourceState, ...]:
+        """What the client has of everything that it was told."""
+        return self._machine.resources()
+
+    @property
+    def quarantine(self) -> Quarantine | None:
+        """What the node refused; None before it has announced itself."""
+        return self._handle.quarantine if self._handle is not None else None
+
+    @property
+    def drain_s(self) -> float:
+        """How long clusters stay that the client's routes no longer name."""
+        return self._machine.drain_s
 
     def end(self) -> None:
         """Let the stream finish cleanly, once what it is sending is sent."""
@@ -163,7 +214,12 @@ class Stream:
             request, node_message = decode(body)
             if self._handle is None:
                 self._announce(node_message)
-            self._apply(request)
+            elif node_message.id and self.node and node_message.id != self.node.node_id:
+                self._flag("xds.node_changed", other=node_message.id[:200])
+            now_s = self._clock.now_s()
+            if self._tape is not None:
+                self._tape.received(self, body, now_s)
+            self._apply(request, now_s)
             self._wake.set()
 
     def _announce(self, node_message: Any) -> None:
@@ -173,12 +229,23 @@ class Stream:
         self._handle = self._source.connect(node)
         self._heartbeats_seen = self._handle.heartbeat_seq
         self.node = node
+        self._machine.use(self._handle.quarantine)
         self._handle.subscribe_wakeup(self._wake)
         self._observer.opened(self)
+        self._announced(self)
+        if self._tape is not None:
+            self._tape.opened(self, node)
 
-    def _apply(self, request: Request) -> None:
+    def _flag(self, event: str, key: str = "", **facts: object) -> None:
+        """Log something that may repeat, once per stream."""
+        if event + key not in self._flagged:
+            self._flagged.add(event + key)
+            node_id = self.node.node_id if self.node else ""
+            log.warning(event, node_id=node_id, stream_id=self.stream_id, **facts)
+
+    def _apply(self, request: Request, now_s: float) -> None:
         runtime_before = self._machine.subscribes_to(RTDS)
-        for event in self._machine.receive(request, self._clock.now_s()):
+        for event in self._machine.receive(request, now_s):
             self._observer.received(self, event)
             self._report(event)
         if self._handle and not runtime_before and self._machine.subscribes_to(RTDS):
@@ -195,6 +262,16 @@ class Stream:
                     version_info=version,
                     names=names[:16],
                     error=error[:2000],
+                    **facts,
+                )
+            case Quarantined():
+                log.warning(
+                    "xds.quarantined",
+                    type_url=event.type_url,
+                    name=event.name,
+                    version_info=event.version,
+                    kept_version=event.good_version or None,
+                    error=event.error[:2000],
                     **facts,
                 )
             case UnknownType(type_url):
@@ -221,9 +298,12 @@ class Stream:
             return []
         now_s, snapshot = self._clock.now_s(), self._handle.snapshot()
         responses = self._machine.poll(snapshot, now_s)
-        if self._handle.heartbeat_seq != self._heartbeats_seen:
+        heartbeat = self._handle.heartbeat_seq != self._heartbeats_seen
+        if heartbeat:
             self._heartbeats_seen = self._handle.heartbeat_seq
             responses += self._machine.heartbeat(snapshot, now_s)
+        if self._tape is not None:
+            self._tape.polled(self, snapshot, now_s, heartbeat, responses)
         return responses
 
     async def _send(self, response: Response, write: Callable[[bytes], Any]) -> None:
@@ -233,6 +313,19 @@ class Stream:
         except TimeoutError:
             raise StreamStalledError from None
         self._observer.sent(self, response)
+        if response.unwedge:
+            node_id = self.node.node_id if self.node else ""
+            log.warning(
+                "xds.unwedged",
+                node_id=node_id,
+                stream_id=self.stream_id,
+                clusters=response.names[:16],
+            )
+        if len(response.payload) > LARGE_BYTES:
+            size = len(response.payload)
+            self._flag(
+                "xds.large_response", response.type_url, type_url=response.type_url, size_bytes=size
+            )
 
     async def _wait(self) -> None:
         now_s = self._clock.now_s()
@@ -252,3 +345,5 @@ class Stream:
             self._source.disconnect(self._handle)
             self._handle = None
             self._observer.closed(self, reason)
+            if self._tape is not None:
+                self._tape.closed(self, reason)

@@ -4,7 +4,7 @@ import structlog
 
 from xds_server.model.ids import SHORT
 from xds_server.observability import Metrics
-from xds_server.protocol.events import Acked, Event, Nacked, Stale, UnknownType
+from xds_server.protocol.events import Acked, Event, Nacked, Quarantined, Stale, UnknownType
 from xds_server.protocol.messages import Response
 from xds_server.wire.pump import Stream
 
@@ -28,6 +28,9 @@ class Recorder:
             m.unknown_types_total.inc()
             return
         kind = SHORT[event.type_url]
+        if isinstance(event, Quarantined):
+            m.quarantined_total.labels(kind).inc()
+            return
         m.requests_total.labels(kind).inc()
         match event:
             case Acked(latency_s=latency_s):
@@ -41,7 +44,7 @@ class Recorder:
     def sent(self, stream: Stream, response: Response) -> None:
         """A response was handed to the transport."""
         kind = SHORT[response.type_url]
-        how = "heartbeat" if response.heartbeat else "push"
+        how = "heartbeat" if response.heartbeat else "unwedge" if response.unwedge else "push"
         self._metrics.responses_total.labels(kind, how).inc()
         self._metrics.push_bytes_total.labels(kind).inc(len(response.payload))
 
