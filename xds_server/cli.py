@@ -86,16 +86,28 @@ def _main(
     pass
 
 
-@app.command(epilog="Example: xds-server validate mesh.yaml")
+@app.command(epilog="Example: xds-server validate mesh.yaml --envoy")
 def validate(
     file: Annotated[Path, typer.Argument(help="The mesh to check.")],
     *,
+    envoy: Annotated[
+        bool, typer.Option("--envoy", help="Also ask Envoy whether it would take everything.")
+    ] = False,
+    envoy_binary: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The Envoy to ask; else $ENVOY, .tools/envoy/_bin/envoy, or envoy on PATH.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a mesh without serving it.
+    """Check a mesh, and the files that it names, without serving it.
 
     Every problem is one line with its file, line, key and remedy; exit 2 if there is any.
-    Keys that are accepted but have no effect yet are noted.
+    Keys that are accepted but have no effect yet are noted. With --envoy, Envoy itself
+    validates what the nodes of each application would get: exit 2 if it refuses, with its
+    own words; exit 1 if it cannot be asked.
     """
     from xds_server.config import inert_keys, load_mesh
 
@@ -111,6 +123,10 @@ def validate(
         "providers": len(mesh.providers),
         "applications": len(mesh.applications),
     }
+    if mesh.resources:
+        counts["resources"] = sum(len(r) for s in mesh.resources for r in s.resources.values())
+    if envoy or envoy_binary is not None:
+        _ask_envoy(mesh, file, envoy_binary, as_json=as_json)
     inert = inert_keys(mesh)
     if as_json:
         _print_json({"ok": True, "mesh": mesh.name, **counts, "inert_keys": inert})
@@ -119,6 +135,30 @@ def validate(
     typer.echo(f"{file}: OK: {counted}")
     for key in inert:
         typer.echo(f"{file}: note: no effect yet: {key}")
+
+
+def _ask_envoy(mesh: "Mesh", file: Path, binary: Path | None, *, as_json: bool) -> None:
+    """Let Envoy validate the mesh; exit if it refuses or cannot be asked."""
+    from subprocess import TimeoutExpired
+
+    from xds_server.app.preflight import ask_envoy, find_envoy
+
+    found = find_envoy(binary)
+    if found is None:
+        where = str(binary) if binary else "$ENVOY, .tools/envoy/_bin/envoy and PATH"
+        _fail(FAILED, [f"no Envoy at {where}: name it with --envoy-binary PATH"])
+    try:
+        refused = [v for v in ask_envoy(mesh, found) if not v.accepted]
+    except (OSError, TimeoutExpired) as error:
+        _fail(FAILED, [f"{found}: {error}"])
+    if refused and as_json:
+        _print_json({"ok": False, "problems": [], "refused": [_fields(v) for v in refused]})
+        raise typer.Exit(MISTAKE)
+    if refused:
+        _fail(
+            MISTAKE,
+            (f"{file}: application {v.application}, {v.nodes}: Envoy: {v.text}" for v in refused),
+        )
 
 
 @app.command(epilog="Example: xds-server serve -c mesh.yaml --log-format console")

@@ -3,18 +3,18 @@
 import asyncio
 from pathlib import Path
 
-from xds_server.app.process import run
-
 __all__ = ["serve"]
 
 
-def serve(config_path: Path) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit code.
+def serve(config_path: Path, record: Path | None = None, record_max_mib: int = 0) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code. ``record`` is a folder.
 
     Raises ConfigError for a configuration that cannot be served, AdapterError when an
-    address is taken.
+    address is taken, or the folder cannot be written to.
     """
     import uvloop
 
+    from xds_server.app.process import run  # slow to import, and not all of app needs it
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(run(config_path))
+        return runner.run(run(config_path, record, record_max_mib))

@@ -25,7 +25,9 @@ class Extras:
     def __init__(self, sets: Sequence[ResourceSet]) -> None:
         self._sets = tuple(sets)
         self._by_match: dict[tuple[int, ...], Mapping[TypeUrl, tuple[Resource, ...]]] = {}
-        self._merged: dict[tuple[TypeUrl, str, tuple[int, ...]], TypeSnapshot] = {}
+        self._merged: dict[
+            tuple[TypeUrl, str, tuple[int, ...]], tuple[TypeSnapshot, TypeSnapshot]
+        ] = {}
         self._logged: set[tuple[TypeUrl, ResourceName]] = set()
 
     def of(self, node: Node) -> Mapping[TypeUrl, tuple[Resource, ...]]:
@@ -73,12 +75,13 @@ class Extras:
         matching: tuple[int, ...],
     ) -> TypeSnapshot:
         key = (type_url, base.version, matching)
-        merged = self._merged.get(key)
-        if merged is None:
+        before, merged = self._merged.get(key, (EMPTY, EMPTY))
+        if before != base or merged is EMPTY:  # a TTL is not part of the version
             if len(self._merged) >= CACHE_MAX:
                 self._merged.clear()
             kept = self._first_of_each(type_url, (*base.resources.values(), *own))
-            merged = self._merged[key] = type_snapshot(kept)
+            merged = type_snapshot(kept)
+            self._merged[key] = (base, merged)
         return merged
 
     def _combine(self, matching: tuple[int, ...]) -> Mapping[TypeUrl, tuple[Resource, ...]]:
