@@ -1,10 +1,11 @@
 """A conversation with a stream machine, in both protocols, as one language."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from envoy.service.discovery.v3 import discovery_pb2
 
-from xds_server.model.ids import CDS, EDS, LDS, RDS, RTDS
+from xds_server.model.ids import SHORT
 from xds_server.model.snapshot import Resource, Snapshot
 from xds_server.protocol.delta import DeltaStream
 from xds_server.protocol.events import Event
@@ -12,23 +13,23 @@ from xds_server.protocol.messages import DeltaRequest, Response, SotwRequest
 from xds_server.protocol.sotw import SotwStream
 from xds_server.resources.versions import type_snapshot
 
-TYPES = {"CDS": CDS, "EDS": EDS, "LDS": LDS, "RDS": RDS, "RTDS": RTDS}
+TYPES = {short: url for url, short in SHORT.items()}
+CDS, RDS = TYPES["CDS"], TYPES["RDS"]
 
 
 def resource(kind: str, name: str, version: str = "1", ttl_s: float | None = None) -> Resource:
     return Resource(TYPES[kind], name, version, f"{name}@{version}".encode(), ttl_s)
 
 
-def snapshot(**kinds: dict[str, str]) -> Snapshot:
-    """``snapshot(CDS={"a": "1"})``: names to versions per type."""
-    return Snapshot(
-        {
-            TYPES[kind]: type_snapshot(
-                resource(kind, n, v, 5.0 if kind == "RTDS" else None) for n, v in named.items()
-            )
-            for kind, named in kinds.items()
-        }
-    )
+def snapshot(extra: Iterable[Resource] = (), **kinds: dict[str, str]) -> Snapshot:
+    """``snapshot(CDS={"a": "1"})``: names to versions per type, and ``extra`` as it is."""
+    by_type: dict[str, list[Resource]] = {}
+    for kind, named in kinds.items():
+        ttl_s = 5.0 if kind == "RTDS" else None
+        by_type[TYPES[kind]] = [resource(kind, n, v, ttl_s) for n, v in named.items()]
+    for r in extra:
+        by_type.setdefault(r.type_url, []).append(r)
+    return Snapshot({url: type_snapshot(found) for url, found in by_type.items()})
 
 
 @dataclass
@@ -38,9 +39,11 @@ class Client:
     delta: bool
     now_s: float = 0.0
     has: dict[str, dict[str, str]] = field(default_factory=dict)
+    drain_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.stream = DeltaStream() if self.delta else SotwStream()
+        kind = DeltaStream if self.delta else SotwStream
+        self.stream = kind(drain_s=self.drain_s)
         self.last: dict[str, Response] = {}
         self.names: dict[str, tuple[str, ...]] = {}
 
@@ -64,6 +67,18 @@ class Client:
             )
         return self.stream.receive(request, self.now_s)
 
+    def resume(self, kind: str, has: Mapping[str, str]) -> list[Event]:
+        """First request of a wildcard, by a client that has this from before."""
+        self.names[kind] = ()
+        self.has[kind] = dict(has)
+        if self.delta:
+            request: DeltaRequest | SotwRequest = DeltaRequest(
+                TYPES[kind], initial_versions=dict(has)
+            )
+        else:
+            request = SotwRequest(TYPES[kind], version_info="from before")
+        return self.stream.receive(request, self.now_s)
+
     def poll(self, snap: Snapshot) -> list[str]:
         """What is sent now, as "CDS +a -b"; applied, not yet answered."""
         said = []
@@ -79,6 +94,29 @@ class Client:
     def ack(self, *kinds: str) -> list[Event]:
         """Accept the newest response of each type."""
         return [e for kind in kinds for e in self._answer(kind, None)]
+
+    def judge(self, snap: Snapshot, *bad: str) -> int:
+        """Let an exchange run to its end: responses with a "name@version" of ``bad`` are refused.
+
+        Returns how many responses there were.
+        """
+        responses = 0
+        for _ in range(200):
+            before = dict(self.last)
+            had = {k: dict(v) for k, v in self.has.items()}
+            said = self.poll(snap)
+            if not said:
+                return responses
+            for kind in [line.split()[0] for line in said]:
+                responses += 1
+                offered = {f"{n}@{v}" for n, v in self.has[kind].items()}
+                if offered & set(bad):
+                    self.has[kind] = had.get(kind, {})
+                    self.nack(kind, "contains what I do not take")
+                else:
+                    self.ack(kind)
+            assert before != self.last
+        raise AssertionError("it does not come to an end")
 
     def nack(self, kind: str, error: str = "bad") -> list[Event]:
         """Refuse the newest response."""
@@ -107,7 +145,7 @@ class Client:
         bodies = [_inner(r) for r in whole.resources]
         fresh = dict(body.decode().split("@") for body in bodies)
         assert len(fresh) == len(bodies)
-        if kind in ("CDS", "LDS"):
+        if kind in ("CDS", "LDS", "SRDS"):
             has.clear()
         has.update(fresh)
 
