@@ -11,7 +11,7 @@ from xds_server.model.snapshot import Snapshot
 from xds_server.protocol.delta import DeltaStream
 from xds_server.protocol.events import Acked, Event, Nacked, Stale, Subscribed
 from xds_server.protocol.messages import DeltaRequest, Response
-from xds_server.protocol.stream import PIPELINE_AFTER_S
+from xds_server.protocol.state import PIPELINE_AFTER_S
 
 AB = snapshot(CDS={"a": "1", "b": "1"}, EDS={"a": "1", "b": "1"})
 NOTHING = snapshot(CDS={}, EDS={})

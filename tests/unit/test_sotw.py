@@ -9,7 +9,7 @@ from xds_server.model.snapshot import Resource, Snapshot
 from xds_server.protocol.events import Acked, Stale, Subscribed
 from xds_server.protocol.messages import Response, SotwRequest
 from xds_server.protocol.sotw import SotwStream
-from xds_server.protocol.stream import IN_FLIGHT_MAX, PIPELINE_AFTER_S
+from xds_server.protocol.state import IN_FLIGHT_MAX, PIPELINE_AFTER_S
 
 AB = snapshot(CDS={"a": "1", "b": "1"}, EDS={"a": "1", "b": "1"})
 

@@ -10,7 +10,7 @@ from xds_server.protocol.events import Acked, Nacked, Quarantined, Stale, Subscr
 from xds_server.protocol.messages import DeltaRequest, SotwRequest
 from xds_server.protocol.ordering import HOLD_MAX_S
 from xds_server.protocol.sotw import SotwStream
-from xds_server.protocol.stream import PIPELINE_AFTER_S
+from xds_server.protocol.state import PIPELINE_AFTER_S
 
 WORLD = snapshot(CDS={"a": "1"}, EDS={"a": "1"}, LDS={"l": "1"}, RDS={"r": "1"})
 

@@ -5,8 +5,8 @@ client has with what it should have and says what to send now. Between the two a
 snapshots may have come and gone; only the newest counts, so pushes coalesce by themselves.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Set
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
 from hashlib import blake2b
 from itertools import count
@@ -16,8 +16,9 @@ from xds_server.errors import RemoteProtocolError
 from xds_server.model.ids import CDS, EDS, LDS, SHORT, Nonce, ResourceName, TypeUrl, Version
 from xds_server.model.snapshot import Resource, Snapshot, TypeSnapshot
 from xds_server.protocol.events import Acked, Event, Nacked, Quarantined, Stale
+from xds_server.protocol.holds import NONE, Holds
 from xds_server.protocol.messages import Response
-from xds_server.protocol.ordering import HOLD_MAX_S, ORDER, POINTERS, TARGETS, Gate, Names
+from xds_server.protocol.ordering import HOLD_MAX_S, ORDER, POINTERS
 from xds_server.protocol.quarantine import Quarantine
 from xds_server.protocol.recovery import Recovery
 from xds_server.protocol.state import (
@@ -26,16 +27,13 @@ from xds_server.protocol.state import (
     UNKNOWN,
     InFlight,
     Sent,
-    Target,
     TypeState,
     Update,
 )
-from xds_server.protocol.status import SILENT_AFTER_S, Progress, ResourceState, Standing
-
-_NONE: Set[ResourceName] = frozenset()
+from xds_server.protocol.status import SILENT_AFTER_S
 
 
-class StreamMachine(ABC):
+class StreamMachine(Holds):
     """Server side of one xDS stream: requests in, events and responses out.
 
     ``only`` is the type of a stream that is not aggregated; ``drain_s`` how long a cluster
@@ -51,22 +49,15 @@ class StreamMachine(ABC):
         drain_s: float = 0.0,
         quarantine: Quarantine | None = None,
     ) -> None:
-        self._types: dict[TypeUrl, TypeState] = {}
+        super().__init__(drain_s, quarantine)
         self._nonces = count(1)
-        self._prefix, self._only, self._drain_s = nonce_prefix, only, drain_s
-        self._quarantine = quarantine if quarantine is not None else Quarantine()
-        self._gate = Gate()
-        self._unwedged_at_s = float("-inf")
+        self._prefix, self._only = nonce_prefix, only
 
     # -- what subclasses decide ------------------------------------------------------
 
     @abstractmethod
     def receive(self, request: Any, now_s: float) -> list[Event]:
         """Apply one request and say what it meant; see the subclasses."""
-
-    @abstractmethod
-    def _missing(self, state: TypeState, target: Target) -> Update:
-        """Compare what the client was told with what it should have."""
 
     @abstractmethod
     def _chunks(self, update: Update) -> Iterator[Update]:
@@ -109,7 +100,7 @@ class StreamMachine(ABC):
             state = self._types.get(type_url)
             if state is None or state.settled is snapshot.of(type_url) or state.blocked(now_s):
                 continue
-            responses += self._serve(state, snapshot, kept.get(type_url, _NONE), now_s)
+            responses += self._serve(state, snapshot, kept.get(type_url, NONE), now_s)
         if unwedged:
             responses = [replace(r, unwedge=r.type_url == EDS) for r in responses]
         return responses
@@ -149,56 +140,6 @@ class StreamMachine(ABC):
             if state.subscription.type_url == CDS and state.oldest_s is not None:
                 waits.append(max(state.oldest_s, self._unwedged_at_s) + SILENT_AFTER_S)
         return min((w for w in waits if w > now_s), default=None)
-
-    def progress(self, now_s: float) -> tuple[Progress, ...]:
-        """Say how far the client is."""
-        return tuple(
-            Progress(
-                url,
-                s.version_sent,
-                s.version_acked,
-                s.nacks,
-                s.last_nack,
-                0.0 if s.oldest_s is None else now_s - s.oldest_s,
-                self._lacks(s) if url == CDS else (),
-            )
-            for url, s in self._types.items()
-        )
-
-    def resources(self) -> tuple[ResourceState, ...]:
-        """Say what the client has of everything that it was told, sorted."""
-        found = []
-        for url, state in self._types.items():
-            refusals = {
-                n: r
-                for (u, n), r in self._quarantine.refusals.items()
-                if u == url and state.subscription.covers(n)
-            }
-            names = state.sent.keys() | refusals.keys() | state.missing_told
-            for name in sorted(names):
-                sent = state.sent.get(name, UNKNOWN)
-                refusal = refusals.get(name)
-                acked = state.acked.get(name, "")
-                if refusal is not None or name in state.refused:
-                    standing = Standing.REFUSED
-                elif name not in state.sent:
-                    standing = Standing.MISSING
-                else:
-                    standing = Standing.ACKED if acked == sent.version else Standing.SENT
-                error = refusal.error if refusal is not None else state.last_nack
-                found.append(
-                    ResourceState(
-                        url,
-                        name,
-                        sent.version,
-                        acked,
-                        standing,
-                        error if standing is Standing.REFUSED else "",
-                        refusal.version if refusal is not None else "",
-                        sent.resource or state.good.get(name),
-                    )
-                )
-        return tuple(found)
 
     # -- requests --------------------------------------------------------------------
 
@@ -332,18 +273,6 @@ class StreamMachine(ABC):
         if recovery is not None and recovery.nonce and now_s - recovery.since_s >= HOLD_MAX_S:
             state.recovery = None
 
-    def _wanted(self, state: TypeState, part: TypeSnapshot) -> Mapping[ResourceName, Resource]:
-        picked = state.subscription.pick(part)
-        return self._quarantine.replace(state.subscription.type_url, picked)
-
-    def _target(self, state: TypeState, snapshot: Snapshot, kept: Set[ResourceName]) -> Target:
-        part = snapshot.of(state.subscription.type_url)
-        picked = state.subscription.pick(part)
-        wanted = self._quarantine.replace(state.subscription.type_url, picked)
-        held = _NONE if state.recovery is None else state.recovery.holds(wanted)
-        deviates = bool(kept or held) or wanted is not picked
-        return Target(wanted, kept, held, part.aliases, deviates)
-
     def _passing(
         self, state: TypeState, update: Update, snapshot: Snapshot, now_s: float
     ) -> Update:
@@ -367,69 +296,6 @@ class StreamMachine(ABC):
             ),
             removed=tuple(name for name in update.removed if name in state.asked),
             owed=False,
-        )
-
-    def _targets_unsettled(self, snapshot: Snapshot) -> bool:
-        """Whether clusters or endpoints are still on their way to this client."""
-        cds = self._types.get(CDS)
-        if cds is None:
-            return False
-        if cds.in_flight or cds.partial:
-            return True
-        due = self._gate.endpoints_due
-        return bool(due) and not due.isdisjoint(snapshot.of(EDS).resources)
-
-    def _kept(self, snapshot: Snapshot, now_s: float) -> Names:
-        """Clusters and endpoints that are to go, and have to stay for now.
-
-        Until the client has applied routes without them, and then for the drain. A client
-        that refused new routes goes on with the old ones: what these may name stays until it
-        has accepted others, however long that takes.
-        """
-        gone = {url: names for url in TARGETS if (names := self._going(url, snapshot))}
-        if not gone:
-            self._gate.removals.release()
-            self._gate.leaving.clear()
-            return {}
-        if self._gate.removals.blocks(self._pointers_unsettled(snapshot), now_s) or (
-            self._pointers_refused(snapshot)
-        ):
-            self._gate.leaving.clear()
-            return gone
-        return self._gate.draining(gone, self._drain_s, now_s)
-
-    def _going(self, type_url: TypeUrl, snapshot: Snapshot) -> Set[ResourceName]:
-        state, part = self._types.get(type_url), snapshot.of(type_url)
-        if state is None or state.settled is part:
-            return _NONE
-        going = state.sent.keys() - self._wanted(state, part).keys()
-        # What was new and refused never carried anything.
-        return {n for n in going if state.sent[n].version or n in state.good}
-
-    def _pointers_unsettled(self, snapshot: Snapshot) -> bool:
-        """Whether the client may still use routes or listeners that are to be replaced."""
-        for type_url in POINTERS:
-            state = self._types.get(type_url)
-            if state is None or state.subscription.empty:
-                continue
-            if state.in_flight or state.partial:
-                return True
-            if state.settled is not snapshot.of(type_url) and self._missing(
-                state, self._target(state, snapshot, _NONE)
-            ):
-                return True
-        return False
-
-    def _pointers_refused(self, snapshot: Snapshot) -> bool:
-        """Whether the client goes on with routes or listeners that were to be replaced."""
-        if any(s.refused & s.sent.keys() for t, s in self._types.items() if t in POINTERS):
-            return True
-        return any(
-            url in POINTERS
-            and refusal.good is not None
-            and (now := snapshot.of(url).resources.get(name)) is not None
-            and now.version == refusal.version
-            for (url, name), refusal in self._quarantine.refusals.items()
         )
 
     def _send(
@@ -469,61 +335,6 @@ class StreamMachine(ABC):
         state.in_flight[nonce] = flight
         state.nonce = nonce
         return Response(type_url, nonce, version, payload, flight.names, update.removed)
-
-    def _clusters_sent(self, cds: TypeState, update: Update) -> None:
-        """A changed cluster warms until it gets endpoints, also unchanged ones."""
-        changed = {
-            name
-            for r in update.resources
-            if (s := cds.sent.get(r.name)) is None or s.version != r.version
-            for name in r.needs or (r.name,)
-        }
-        self._gate.endpoints_due |= changed
-        self._gate.endpoints_due -= set(update.removed)
-        self._send_endpoints_again(changed)
-
-    def _send_endpoints_again(self, names: Set[ResourceName]) -> bool:
-        """Forget that endpoints were sent; say whether the client asked for any of them."""
-        eds = self._types.get(EDS)
-        again = names & eds.sent.keys() if eds is not None else _NONE
-        if eds is None or not again:
-            return False
-        for name in again:
-            del eds.sent[name]
-        eds.settled = None
-        return True
-
-    def _lacks(self, cds: TypeState) -> tuple[ResourceName, ...]:
-        """Clusters in unanswered responses whose endpoints the client has not accepted since.
-
-        It answers for them only when it has them.
-        """
-        due = self._gate.endpoints_due
-        return tuple(
-            sorted(
-                r.name
-                for flight in cds.in_flight.values()
-                for r in flight.resources
-                if not due.isdisjoint(r.needs or (r.name,))
-            )
-        )
-
-    def _unwedge(self, snapshot: Snapshot, now_s: float) -> bool:
-        """Send endpoints again, unchanged, to a client that has been silent about clusters.
-
-        That releases an Envoy whose cluster still warms: it withholds every answer to CDS
-        until then (measured with 1.40).
-        """
-        cds = self._types.get(CDS)
-        if cds is None or cds.oldest_s is None:
-            return False
-        if now_s - max(cds.oldest_s, self._unwedged_at_s) < SILENT_AFTER_S:
-            return False
-        lacking = self._gate.endpoints_due & snapshot.of(EDS).resources.keys()
-        if not lacking or not self._send_endpoints_again(lacking):
-            return False
-        self._unwedged_at_s = now_s
-        return True
 
     def _next_nonce(self) -> Nonce:
         return f"{self._prefix}{next(self._nonces)}"
