@@ -23,6 +23,7 @@ FAILED = 1
 MISTAKE = 2
 ADMIN_TIMEOUT_S = 5.0
 DEMO_DURATION_S = 81.0  # as in demo.options, which is slow to import; a test compares them
+RECORD_MAX_MIB = 256
 DEFAULT_ADMIN = "http://127.0.0.1:18001"
 
 app = typer.Typer(
@@ -169,6 +170,13 @@ def serve(
     log_level: Annotated[
         LogLevel, typer.Option(help="The least severe line that is written.")
     ] = LogLevel.INFO,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep every xDS stream there, for `xds-server replay`."),
+    ] = None,
+    record_max_mib: Annotated[
+        int, typer.Option(min=1, metavar="MIB", help="Stop recording when DIR is that large.")
+    ] = RECORD_MAX_MIB,
 ) -> None:
     """Run the control plane until SIGTERM or SIGINT.
 
@@ -182,7 +190,7 @@ def serve(
     from xds_server.app import serve as run
 
     try:
-        code = run(config)
+        code = run(config, record, record_max_mib)
     except ConfigError as error:
         _fail(MISTAKE, map(str, error.problems))
     except XdsServerError as error:
@@ -311,6 +319,37 @@ def demo(
     except XdsServerError as error:
         _fail(FAILED, [str(error)])
     raise typer.Exit(code)
+
+
+@app.command(epilog="Example: xds-server replay recording --stream 3")
+def replay(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What `serve --record DIR` has written.")
+    ],
+    *,
+    stream: Annotated[
+        int | None, typer.Option(metavar="N", help="Only the stream of that number.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run recorded xDS streams against this version and compare.
+
+    Shows the first difference of each stream, with what came before it. Exit 0 if every
+    response is the same, byte for byte; 1 if one is not; 2 if a recording cannot be read.
+    """
+    from xds_server.app.replay import replay as run
+    from xds_server.app.replay_report import exit_code, render, to_json
+
+    try:
+        outcomes = run(folder, only=stream)
+    except XdsServerError as error:
+        _fail(MISTAKE, [str(error)])
+    if as_json:
+        _print_json([to_json(outcome) for outcome in outcomes])
+    else:
+        for outcome in outcomes:
+            typer.echo("\n".join(render(outcome)))
+    raise typer.Exit(exit_code(outcomes))
 
 
 @app.command()

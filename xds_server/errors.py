@@ -11,6 +11,8 @@
         InconsistentSnapshotError    a snapshot names resources that it lacks; never served
         InvalidWeightsError          weights that Envoy would accept and then fail on
         AdapterError                 the outside world; ``retryable`` says what to do
+        RecordingFullError           a recording has reached its bound; serving goes on
+        UnreadableTapeError          a recording that cannot be replayed
 
 A NACK, a hold and a missed deadline are not exceptions: they are an event, a decision
 and an outcome.
@@ -86,3 +88,11 @@ class AdapterError(XdsServerError):
     def __init__(self, message: str, *, retryable: bool) -> None:
         self.retryable = retryable
         super().__init__(message)
+
+
+class RecordingFullError(XdsServerError):
+    """A recording has reached its bound. Recording ends, serving goes on."""
+
+
+class UnreadableTapeError(XdsServerError):
+    """A recording that cannot be replayed: not one of ours, or damaged."""

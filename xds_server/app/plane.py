@@ -32,6 +32,7 @@ from xds_server.wire.load_stats import LoadReportingService
 from xds_server.wire.metrics_service import MetricsService
 from xds_server.wire.pump import Stream
 from xds_server.wire.record import Recorder
+from xds_server.wire.tape.recorder import TapeRecorder
 
 log = structlog.get_logger()
 
@@ -44,7 +45,16 @@ LOAD_REPORTS_VALID = 3
 class ControlPlane:
     """All parts of one process; the ``View`` of the admin API."""
 
-    def __init__(self, path: Path, mesh: Mesh, clock: Clock) -> None:
+    def __init__(
+        self,
+        path: Path,
+        mesh: Mesh,
+        clock: Clock,
+        *,
+        record: Path | None = None,
+        record_max_bytes: int = 0,
+    ) -> None:
+        """Join the parts; ``record`` is where streams are recorded. Raises AdapterError."""
         self._path, self._clock = path, clock
         self.mesh = mesh
         self.metrics = Metrics()
@@ -57,7 +67,10 @@ class ControlPlane:
         self.publisher = Publisher(mesh, resources)
         self.engine = Engine(mesh, {}, self.publisher, self.registry)
         recorder = Recorder(self.metrics)
-        self.ads = DiscoveryServices(self, recorder, clock)
+        self.tape: TapeRecorder | None = None
+        if record is not None:
+            self.tape = TapeRecorder(record, self.metrics, clock, max_bytes=record_max_bytes)
+        self.ads = DiscoveryServices(self, recorder, clock, tape=self.tape)
         self.metrics_service = MetricsService(self.registry, recorder, clock)
         self.load_stats = LoadReportingService(
             self.registry, recorder, clock, lambda: self.mesh.telemetry.load_report_interval_s

@@ -23,10 +23,12 @@ DRAIN_S = 2.0
 EXPIRY_CHECK_S = 0.5
 
 
-async def run(path: Path) -> int:
+async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -> int:
     """Serve the mesh in that file until a signal; return the exit code."""
     mesh = load_mesh(path)
-    plane = ControlPlane(path, mesh, SystemClock())
+    plane = ControlPlane(
+        path, mesh, SystemClock(), record=record, record_max_bytes=record_max_mib * 2**20
+    )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -55,6 +57,8 @@ async def run(path: Path) -> int:
         await _work(plane, path, stop)
         plane.serving = False
         await plane.ads.drain(DRAIN_S)
+    if plane.tape is not None:
+        await asyncio.to_thread(plane.tape.close)
     plane.endpoints.stop()
     log.info("server.stopped")
     return 0

@@ -1,0 +1,1 @@
+"""Recordings of xDS streams: written while serving, read by ``xds-server replay``."""
