@@ -51,7 +51,7 @@ def test_a_tape_says_who_spoke_and_how_the_machine_was_built(tmp_path):
     assert header["machine"] == {"protocol": "delta", "only": SDS, "drain_s": 5.0}
     assert header["node"]["node_id"] == "../x/\n1"
     assert header["node"]["metadata"] == {"a": [1, None]}
-    assert (header["at"], header["time"]) == (100.0, "2026-09-21T14:13:20.000+00:00")
+    assert (header["at"], header["time"]) == (0.0, "2026-09-21T14:13:20.000+00:00")
     assert end == {"n": 2, "closed": "drained"}
 
 

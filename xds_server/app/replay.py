@@ -151,8 +151,10 @@ class _Player:
         self.machine = self.build(self.header.settings)
         try:
             load_refusals(quarantine, self.header.refused, self.tape.library.body)
-        except (KeyError, TypeError, UnreadableTapeError) as error:
-            self._unreadable(error)
+        except (KeyError, TypeError) as error:
+            self._unreadable(f"{self.tape.path}:1: {error!r}")
+        except UnreadableTapeError as error:
+            self._unreadable(str(error))
         self.machine.use(quarantine)
 
     def entries(self) -> Iterator[Entry]:
@@ -160,10 +162,10 @@ class _Player:
         try:
             yield from self.tape.entries()
         except UnreadableTapeError as error:
-            self._unreadable(error)
+            self._unreadable(str(error))
 
-    def _unreadable(self, error: Exception) -> None:
-        self.outcome.unreadable = str(error)
+    def _unreadable(self, why: str) -> None:
+        self.outcome.unreadable = self.outcome.unreadable or why
 
     def take(self, entry: Entry) -> None:
         """Make one call, and compare what comes."""

@@ -151,7 +151,9 @@ class TapeRecorder:
             return
         self._live[stream.stream_id] = node.node_id
         settings = Settings(stream.protocol, stream.only, stream.drain_s)
-        quarantine = stream.quarantine or Quarantine()
+        quarantine = stream.quarantine
+        if quarantine is None:
+            quarantine = Quarantine()
         refused = dict(quarantine.refusals)
         shared = self._number(node.node_id, quarantine)
         now_s, wall_s = self._clock.now_s(), self._clock.wall_s()
