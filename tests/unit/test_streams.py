@@ -355,6 +355,17 @@ def test_case_77_many_changes_become_one_response(started: Client) -> None:
     assert started.has["RDS"] == {"r": "8"}
 
 
+def test_a_change_that_is_taken_back_before_its_answer_is_taken_back_at_the_client(
+    started: Client,
+) -> None:
+    other = snapshot(CDS={"a": "1"}, EDS={"a": "1"}, LDS={"l": "1"}, RDS={"r": "2"})
+    assert started.poll(other) == ["RDS +r"]
+    assert started.poll(WORLD) == []  # one in flight
+    started.ack("RDS")
+    assert started.poll(WORLD) == ["RDS +r"]
+    assert started.has["RDS"] == {"r": "1"}
+
+
 # -- E: TTL --------------------------------------------------------------------------------
 
 

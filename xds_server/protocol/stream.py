@@ -244,6 +244,7 @@ class StreamMachine(Holds):
         update = self._passing(state, update, snapshot, now_s)
         if not update:
             return []
+        state.settled = None  # what it was settled on may come back, the very same object
         responses = self._send(state, part, update, now_s)
         if offered and state.recovery is not None:
             state.recovery.nonce, state.recovery.since_s = responses[-1].nonce, now_s
