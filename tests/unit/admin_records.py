@@ -19,6 +19,8 @@ from xds_server.model.status import (
 TYPES = (
     TypeStatus("CDS", "a1b2c3d4e5", "a1b2c3d4e5", 0, "", 0.0, silent=False),
     TypeStatus("LDS", "bad0bad0", "good", 2, "duplicate listener", 0.0, silent=False),
+    TypeStatus("RDS", "77~1", "77~1", 1, "no domains", 0.0, silent=False, refused=("shop.a",)),
+    TypeStatus("CDS", "78", "77", 0, "", 7.0, silent=True, lacks=("a", "b")),
     TypeStatus("RTDS", "77", "76", 0, "", 31.0, silent=True),
 )
 NODE = NodeStatus(

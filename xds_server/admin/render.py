@@ -84,15 +84,23 @@ def _nodes(rows: Sequence[Row]) -> RenderableType:
 
 
 def _proven(row: Row) -> bool:
-    """Whether the node has said that it runs the version it was sent last."""
-    return bool(row["version_acked"]) and row["version_acked"] == row["version_sent"]
+    """Whether the node has said that it runs all that it should have."""
+    return (
+        bool(row["version_acked"])
+        and row["version_acked"] == row["version_sent"]
+        and (not row["refused"])
+    )
 
 
 def _delivery(row: Row) -> Text:
     """Say why one type on one stream is not proven: unanswered, refused or on its way."""
     name, sent = row["type"], row["version_sent"]
     if row["silent"]:
-        return Text(f"{name} silent for {row['unanswered_s']:.0f} s", style="red")
+        why = f": no endpoints for {', '.join(row['lacks'])}" if row["lacks"] else ""
+        return Text(f"{name} silent for {row['unanswered_s']:.0f} s{why}", style="red")
+    if row["refused"]:
+        names = ", ".join(row["refused"])
+        return Text(f"{name} keeps the last good {names}: {row['last_nack']}", style="red")
     if row["last_nack"]:
         return Text(f"{name} NACK ({row['nacks']}): {row['last_nack']}", style="red")
     return Text(f"{name} sent {sent[:8]}" if sent else f"{name} not sent", style="yellow")

@@ -25,6 +25,7 @@ from xds_server.model.status import BandStatus, NodeStatus, Status, TypeStatus
 from xds_server.model.topology import Mesh
 from xds_server.observability import Metrics
 from xds_server.ports import Clock
+from xds_server.protocol.status import Standing
 from xds_server.registry.registry import Registry
 from xds_server.resources.mesh import MeshResources
 from xds_server.wire.ads import DiscoveryServices
@@ -38,6 +39,8 @@ log = structlog.get_logger()
 
 STALLED_TICKS = 5
 """Ticks without one after which the engine counts as stalled, and the plane as not ready."""
+NAMES_SHOWN = 16
+"""Names of resources in one type's status; more are cut off."""
 LOAD_REPORTS_VALID = 3
 """Load report intervals for which what a provider said stays valid."""
 
@@ -278,6 +281,10 @@ def _types(stream: Stream) -> tuple[TypeStatus, ...]:
     """In the order in which Envoy asks; RTDS first."""
     order = {url: i for i, url in enumerate((RTDS, *SHORT))}
     found = sorted(stream.progress().items(), key=lambda item: order[item[0]])
+    refused: dict[str, list[str]] = {}
+    for r in stream.resources():
+        if r.state is Standing.REFUSED:
+            refused.setdefault(r.type_url, []).append(r.name)
     return tuple(
         TypeStatus(
             SHORT[url],
@@ -287,6 +294,8 @@ def _types(stream: Stream) -> tuple[TypeStatus, ...]:
             p.last_nack,
             p.unanswered_s,
             p.silent,
+            p.lacks[:NAMES_SHOWN],
+            tuple(refused.get(url, ())[:NAMES_SHOWN]),
         )
         for url, p in found
     )

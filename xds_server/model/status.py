@@ -16,6 +16,8 @@ class TypeStatus:
     last_nack: str  # Envoy's own words; "" if it never refused
     unanswered_s: float  # since the oldest response that was neither ACKed nor NACKed; 0: none
     silent: bool  # unanswered for too long
+    lacks: tuple[str, ...] = ()  # clusters that it cannot answer for: they wait for endpoints
+    refused: tuple[str, ...] = ()  # resources that it refused and keeps at their last good version
 
 
 @dataclass(frozen=True, slots=True)
