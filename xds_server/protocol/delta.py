@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from xds_server.model.ids import ECDS, VHDS, Nonce, ResourceName, TypeUrl, Version
+from xds_server.model.ids import ECDS, RDS, VHDS, Nonce, ResourceName, TypeUrl, Version
 from xds_server.model.snapshot import Resource
 from xds_server.protocol import framing
 from xds_server.protocol.events import Event, Subscribed, UnknownType
@@ -129,6 +129,11 @@ class DeltaStream(StreamMachine):
             # Envoy resumes a request that waits for a host only for a Resource of that alias.
             unresolvable = tuple(n for n in removed if n not in state.sent)
             removed = tuple(n for n in removed if n in state.sent)
+            if not (update.resources or removed or unresolvable):
+                # It hears an answer only if something in it has its RouteConfiguration's prefix,
+                # and waits 15 s otherwise.
+                routes = self._types.get(RDS)
+                removed = tuple(f"{name}/" for name in sorted(routes.sent if routes else ()))
         return framing.delta_response(
             type_url, version, nonce, update.resources, removed, unresolvable
         )
