@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import structlog
@@ -11,7 +12,7 @@ from xds_server.admin import create_admin, serve_admin
 from xds_server.app.clock import SystemClock
 from xds_server.app.plane import ControlPlane
 from xds_server.app.watch import changes
-from xds_server.config import inert_keys, load_mesh
+from xds_server.config import Look, inert_keys, load_mesh
 from xds_server.errors import ConfigError
 from xds_server.wire.server import serving
 
@@ -25,11 +26,13 @@ EXPIRY_CHECK_S = 0.5
 
 async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -> int:
     """Serve the mesh in that file until a signal; return the exit code."""
+    stop = asyncio.Event()
+    look = Look(path)
+    changed = changes(look, look(), stop)  # since now, which is before the file is read
     mesh = load_mesh(path)
     plane = ControlPlane(
         path, mesh, SystemClock(), record=record, record_max_bytes=record_max_mib * 2**20
     )
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -54,7 +57,7 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
         )
         # What exists now stays: the collector need not look at it in every pass.
         gc.freeze()
-        await _work(plane, path, stop)
+        await _work(plane, path, changed, stop)
         plane.serving = False
         await plane.ads.drain(DRAIN_S)
     if plane.tape is not None:
@@ -64,13 +67,15 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
     return 0
 
 
-async def _work(plane: ControlPlane, path: Path, stop: asyncio.Event) -> None:
+async def _work(
+    plane: ControlPlane, path: Path, changed: AsyncIterator[None], stop: asyncio.Event
+) -> None:
     """Run every task until ``stop``; one that fails by a bug ends the process."""
     async with asyncio.TaskGroup() as tasks:
         running = [
             tasks.create_task(_tick(plane), name="engine"),
             tasks.create_task(_watch_expiry(plane), name="expiry"),
-            tasks.create_task(_watch_config(plane, path, stop), name="config"),
+            tasks.create_task(_watch_config(plane, path, changed), name="config"),
         ]
         await stop.wait()
         log.info("server.stopping")
@@ -99,9 +104,9 @@ async def _watch_expiry(plane: ControlPlane) -> None:
         plane.expire()
 
 
-async def _watch_config(plane: ControlPlane, path: Path, stop: asyncio.Event) -> None:
+async def _watch_config(plane: ControlPlane, path: Path, changed: AsyncIterator[None]) -> None:
     """Reload whenever a file of the configuration changes."""
-    async for _ in changes(path, stop):
+    async for _ in changed:
         await reload(plane, path)
 
 

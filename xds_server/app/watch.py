@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -17,10 +16,8 @@ LOOK_AGAIN_MS: Final = 2_000
 """How often to look although nothing was said: of links and network folders nothing is."""
 
 
-async def changes(path: Path, stop: asyncio.Event) -> AsyncGenerator[None, None]:
-    """Yield once for every change of mesh.yaml or of a file that it names."""
-    look = Look(path)
-    before = await asyncio.to_thread(look)
+async def changes(look: Look, before: Sources, stop: asyncio.Event) -> AsyncGenerator[None, None]:
+    """Yield once for every change of mesh.yaml, or of a file that it names, since ``before``."""
     while not stop.is_set():
         async with aclosing(_looks(look, before, stop)) as looks:
             async for now in looks:
@@ -34,6 +31,7 @@ async def changes(path: Path, stop: asyncio.Event) -> AsyncGenerator[None, None]
 
 async def _looks(look: Look, now: Sources, stop: asyncio.Event) -> AsyncGenerator[Sources, None]:
     """Look at every sign of a change in the folders, and now and then without one."""
+    yield await asyncio.to_thread(look)
     try:
         async for _ in awatch(
             *sorted(now.folders),
