@@ -64,7 +64,7 @@ class Traffic:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Traffic":
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5))
+        self._session = self._connect()
         self._tasks = [asyncio.create_task(self._send()) for _ in range(self._workers)]
         return self
 
@@ -73,6 +73,9 @@ class Traffic:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._session.close()
+
+    def _connect(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5))
 
     async def _send(self) -> None:
         for _ in range(20_000):

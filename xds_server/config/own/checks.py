@@ -142,7 +142,7 @@ def _dangling(
     if reach and len(having) == len(reach):
         return None
     partial = [s for s in sources if not s.selector.excludes(entry.selector)]
-    if len(partial) + bool(having) > 1:
+    if len(partial) + bool(having) > (1 if reference.needed else 0):
         return None
     kind = url.rpartition(".")[2]
     if partial:

@@ -18,11 +18,15 @@ _UINT32_MAX: Final = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One name of another resource, that comes over the same stream; and where it is."""
+    """One name of another resource, that comes over the same stream; and where it is.
+
+    One that is not ``needed`` does nothing on a node that lacks the other.
+    """
 
     type_url: TypeUrl
     name: ResourceName
     at: KeyPath
+    needed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ def _routes_of(type_url: TypeUrl, message: Any, placed: Placed) -> Iterator[Refe
     """Return the RouteConfiguration that a virtual host says it is of."""
     routes = message.name.rpartition("/")[0] if type_url == VHDS else ""
     if routes:
-        yield Reference(RDS, routes, placed.key("name"))
+        yield Reference(RDS, routes, placed.key("name"), needed=False)
 
 
 def _aliases(message: Any) -> tuple[ResourceName, ...]:
