@@ -47,6 +47,7 @@ class TapedStream:
     def __post_init__(self) -> None:
         self.machine = build_machine(Settings(self.protocol, self.only, self.drain_s))
         self.machine.use(self.quarantine)
+        self.progress = self.machine.progress
         self.tape.opened(self, Node(self.node_id, "shop", metadata={"a": [1, None]}))
 
     def receive(self, request: SotwRequest | DeltaRequest, now_s: float) -> list[Event]:
