@@ -170,10 +170,11 @@ class Holds(ABC):
         That releases an Envoy whose cluster still warms: it withholds every answer to CDS
         until then (measured with 1.40).
         """
-        cds = self._types.get(CDS)
-        if cds is None or cds.oldest_s is None:
+        cds, eds = self._types.get(CDS), self._types.get(EDS)
+        if cds is None or eds is None or cds.oldest_s is None:
             return False
-        if now_s - max(cds.oldest_s, self._unwedged_at_s) < SILENT_AFTER_S:
+        since_s = max(cds.oldest_s, self._unwedged_at_s)
+        if now_s - since_s < SILENT_AFTER_S or eds.blocked(now_s):
             return False
         lacking = self._gate.endpoints_due & snapshot.of(EDS).resources.keys()
         if not lacking or not self._send_endpoints_again(lacking):
