@@ -352,6 +352,9 @@ class Metrics:
     def _declare_process(self) -> None:
         self.build = Info("xds_server_build", "What is running.", registry=self.registry)
         self.build.info({"version": version("xds-server"), "python": platform.python_version()})
+        self.tasks = _Declare(self.registry).gauge(
+            "tasks", "Tasks of the event loop at the last tick: a few per open stream."
+        )
         ProcessCollector(registry=self.registry)  # process_*, the names that dashboards know
 
     def keep_routes(self, routes: Iterable[RouteKey]) -> None:

@@ -90,6 +90,7 @@ async def _tick(plane: ControlPlane) -> None:
     while True:
         due_s = max(due_s + plane.mesh.engine.tick_s, loop.time())
         await asyncio.sleep(due_s - loop.time())
+        plane.metrics.tasks.set(len(asyncio.all_tasks(loop)))
         try:
             plane.turn()
         except Exception:
