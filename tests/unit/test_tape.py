@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
+from envoy.service.discovery.v3 import discovery_pb2
 from structlog.testing import capture_logs
 
 from tests.unit.client import Client, snapshot
@@ -20,6 +21,7 @@ from xds_server.model.snapshot import Snapshot
 from xds_server.observability import Metrics
 from xds_server.protocol.messages import DeltaRequest, SotwRequest
 from xds_server.resources.versions import make_resource, type_snapshot
+from xds_server.wire.tape.format import without_node
 from xds_server.wire.tape.store import RealDisk, file_name, used_bytes
 
 WORLD = snapshot(CDS={"a": "1"}, EDS={"a": "1"}, LDS={"l": "1"}, RDS={"r": "1"})
@@ -96,6 +98,22 @@ def test_a_folder_that_cannot_be_made_is_said_at_once(tmp_path):
     said = r"--record .*file: cannot be written to"
     with pytest.raises(AdapterError, match=said), recording(tmp_path / "file"):
         pass
+
+
+@pytest.mark.parametrize(
+    "kind", [discovery_pb2.DiscoveryRequest, discovery_pb2.DeltaDiscoveryRequest]
+)
+def test_requests_are_kept_without_their_node(kind):
+    request = kind(type_url=SDS, response_nonce="7")
+    request.error_detail.message = "no"
+    bare = request.SerializeToString()
+    request.node.id, request.node.cluster = "n1" * 100, "shop"
+    delta = kind is discovery_pb2.DeltaDiscoveryRequest
+    assert kind.FromString(
+        without_node(request.SerializeToString(), delta=delta)
+    ) == kind.FromString(bare)
+    assert without_node(bare, delta=delta) == bare
+    assert without_node(b"\xff\xff", delta=delta) == b"\xff\xff"
 
 
 # -- secrets -------------------------------------------------------------------------------

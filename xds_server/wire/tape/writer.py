@@ -22,6 +22,7 @@ from xds_server.wire.tape.format import (
     refusals_to_json,
     sent,
     sent_to_json,
+    without_node,
 )
 from xds_server.wire.tape.store import Store, file_name
 
@@ -44,6 +45,7 @@ class _File:
     """One stream's file, and which part of each type its lines have named last."""
 
     name: str
+    delta: bool
     parts: dict[TypeUrl, _Part] = field(default_factory=dict)
 
 
@@ -63,8 +65,8 @@ class Writer:
             case Opened():
                 self._open(call)
             case Received():
-                data: Json = {"got": b64encode(call.body).decode()}
-                self._line(call, {"at": call.at_s, **data})
+                body = without_node(call.body, delta=self._files[call.stream_id].delta)
+                self._line(call, {"at": call.at_s, "got": b64encode(body).decode()})
             case Polled():
                 self._polled(call)
             case Closed():
@@ -86,7 +88,8 @@ class Writer:
         self._store.append(self._files[call.stream_id].name, dumps({"n": call.n, **data}))
 
     def _open(self, call: Opened) -> None:
-        file = _File(file_name(self._next_file, call.node.node_id))
+        name = file_name(self._next_file, call.node.node_id)
+        file = _File(name, call.settings.protocol == "delta")
         refused = refusals_to_json(call.refused, self._seal)
         for refusal, row in zip(call.refused.values(), refused, strict=True):
             if refusal.good is not None:
