@@ -301,7 +301,9 @@ def test_what_came_before_is_shown_as_a_conversation(tmp_path, delta):
             return []
 
     text = told(tmp_path, lambda _: Other())
-    assert text.splitlines()[0].endswith(": different after 1.500 s")
+    assert text.splitlines()[0].endswith(
+        ": different after 1.500 s, it opened 2026-09-21T14:13:20.000+00:00"
+    )
     assert "the tape has RTDS heartbeat, version " in text
     before = text.partition("before that:\n")[2].splitlines()
     assert 2 < len(before) <= 8

@@ -35,7 +35,8 @@ def _lines(outcome: Outcome) -> list[str]:
         if outcome.unreadable:
             return [f"{title}: unreadable: {outcome.unreadable}"]
         return [f"{title}: identical: {_counts(outcome)}", *map(_indented, notes(outcome))]
-    lines = [f"{title}: different after {outcome.difference.after_s:.3f} s"]
+    opened = f", it opened {outcome.header.time}" if outcome.header else ""
+    lines = [f"{title}: different after {outcome.difference.after_s:.3f} s{opened}"]
     lines += map(_indented, what_differs(outcome))
     lines += map(_indented, notes(outcome))
     lines.append("  before that:")
