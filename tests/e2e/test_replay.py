@@ -49,6 +49,16 @@ def replayed(folder: Path) -> list[dict[str, Any]]:
     return streams
 
 
+def test_a_folder_that_cannot_be_written_to_is_said_in_one_line(tmp_path: Path) -> None:
+    plane = Plane(tmp_path, {n: free_port() for n in ("a", "b", "listen", "xds", "admin")})
+    command = (sys.executable, "-m", "xds_server", "serve", "-c", plane.path, "--record")
+    out = subprocess.run(
+        [*command, plane.path], check=False, capture_output=True, text=True, timeout=30
+    )
+    assert out.returncode == 1
+    assert out.stderr == f"--record {plane.path}: cannot be written to: File exists\n"
+
+
 async def test_what_real_envoys_were_told_replays_identical_after_kill_9(tmp_path: Path) -> None:
     async with serving("a", "b", "c") as up:
         for upstream in up.values():

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from xds_server.model.snapshot import Resource, Snapshot
 from xds_server.protocol.delta import DeltaStream
 from xds_server.protocol.messages import DeltaRequest, Response
 from xds_server.protocol.quarantine import Quarantine
+from xds_server.protocol.sotw import SotwStream
 from xds_server.protocol.stream import StreamMachine
 from xds_server.resources.versions import type_snapshot
 from xds_server.wire.tape.calls import Settings
@@ -85,6 +87,18 @@ def edit(folder: Path, change: Callable[[list[dict]], object], number: int = 1) 
     data = [json.loads(line) for line in path.read_text().splitlines()]
     change(data)
     path.write_text("".join(json.dumps(line) + "\n" for line in data))
+
+
+def test_a_tape_knows_all_that_a_machine_is_built_with():
+    """Another argument of the machine has to be recorded, or replays would lie."""
+    for kind in (SotwStream, DeltaStream):
+        arguments = set(signature(kind).parameters)
+        recorded = {f.name for f in fields(Settings)} - {"protocol"}
+        assert arguments - {"nonce_prefix", "quarantine"} == recorded
+
+
+def test_the_command_has_help():
+    assert "Example:" in run("--help").stdout
 
 
 # -- identical -----------------------------------------------------------------------------
