@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_written_to_is_said_in_one_line(tmp_path: Path) 
         [*command, plane.path], check=False, capture_output=True, text=True, timeout=30
     )
     assert out.returncode == 1
-    assert out.stderr == f"--record {plane.path}: cannot be written to: File exists\n"
+    assert out.stderr == f"--record {plane.path}: cannot record there: File exists\n"
 
 
 async def test_what_real_envoys_were_told_replays_identical_after_kill_9(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_names_of_files_are_harmless():
 
 def test_a_folder_that_cannot_be_made_is_said_at_once(tmp_path):
     (tmp_path / "file").write_text("")
-    said = r"--record .*file: cannot be written to"
+    said = r"--record .*file: cannot record there: File exists"
     with pytest.raises(AdapterError, match=said), recording(tmp_path / "file"):
         pass
 
@@ -114,6 +114,14 @@ def test_requests_are_kept_without_their_node(kind):
     ) == kind.FromString(bare)
     assert without_node(bare, delta=delta) == bare
     assert without_node(b"\xff\xff", delta=delta) == b"\xff\xff"
+
+
+def test_a_folder_that_is_recorded_into_is_taken(tmp_path):
+    said = r"--record .*: cannot record there: another process records there"
+    with recording(tmp_path), pytest.raises(AdapterError, match=said), recording(tmp_path):
+        pass
+    with recording(tmp_path):
+        pass
 
 
 # -- secrets -------------------------------------------------------------------------------

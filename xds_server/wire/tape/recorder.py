@@ -19,7 +19,7 @@ from xds_server.protocol.messages import Response
 from xds_server.protocol.quarantine import Quarantine
 from xds_server.wire.tape.calls import Call, Closed, Cut, Opened, Polled, Received, Settings
 from xds_server.wire.tape.format import Seal
-from xds_server.wire.tape.store import Disk, RealDisk, Store, prepare
+from xds_server.wire.tape.store import Disk, RealDisk, Store, lock, prepare
 from xds_server.wire.tape.writer import Writer
 
 log = structlog.get_logger()
@@ -123,10 +123,10 @@ class TapeRecorder:
     ) -> None:
         """Make the folder. Raises AdapterError when nothing can be written there."""
         try:
-            first = prepare(folder)
+            first, self._lock = prepare(folder), lock(folder)
             store = Store(folder, disk or RealDisk(), max_bytes)
         except OSError as error:
-            message = f"--record {folder}: cannot be written to: {error.strerror}"
+            message = f"--record {folder}: cannot record there: {error.strerror}"
             raise AdapterError(message, retryable=False) from None
         self._metrics, self._clock = metrics, clock
         self._store = store
@@ -140,6 +140,7 @@ class TapeRecorder:
         self._failure = ""  # why recording stopped; the thread sets it, last
         self._bug: Exception | None = None
         self._stopped = False  # that this was seen, or that it was closed
+        self._closed = False
         self._thread = Thread(target=self._work, name="tape", daemon=True)
         self._thread.start()
 
@@ -194,7 +195,9 @@ class TapeRecorder:
         self._queue.close()
         self._thread.join(CLOSE_WITHIN_S)
         self._broken()
-        self._stopped = True
+        if not self._closed:
+            self._closed = self._stopped = True
+            os.close(self._lock)
 
     # -- inside ----------------------------------------------------------------------
 

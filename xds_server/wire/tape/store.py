@@ -1,6 +1,7 @@
 """Files of a recording: private, bounded, and whole after ``kill -9``."""
 
 import errno
+import fcntl
 import os
 import re
 from collections import OrderedDict
@@ -136,6 +137,17 @@ def prepare(folder: Path) -> int:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     numbers = (number_of(path.name) for path in folder.glob(f"*{SUFFIX}"))
     return 1 + max((n for n in numbers if n is not None), default=0)
+
+
+def lock(folder: Path) -> int:
+    """Keep other processes from recording there. Raises OSError; ends with the handle."""
+    handle = os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BlockingIOError(errno.EAGAIN, "another process records there") from None
+    return handle
 
 
 def used_bytes(folder: Path) -> int:
