@@ -155,11 +155,13 @@ def _ask_envoy(mesh: "Mesh", file: Path, binary: Path | None, *, as_json: bool) 
     if refused and as_json:
         _print_json({"ok": False, "problems": [], "refused": [_fields(v) for v in refused]})
         raise typer.Exit(MISTAKE)
-    if refused:
-        _fail(
-            MISTAKE,
-            (f"{file}: application {v.application}, {v.nodes}: Envoy: {v.text}" for v in refused),
-        )
+    lines = []
+    for verdict in refused:
+        blame = f" [{' or '.join(verdict.culprits)}]" if verdict.culprits else ""
+        where = f"application {verdict.application}, {verdict.nodes}"
+        lines.append(f"{file}: {where}: Envoy refuses{blame}: {verdict.text}")
+    if lines:
+        _fail(MISTAKE, lines)
 
 
 @app.command(epilog="Example: xds-server serve -c mesh.yaml --log-format console")

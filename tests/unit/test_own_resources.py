@@ -429,6 +429,13 @@ def test_a_name_that_several_entries_share_out_is_accepted(folder: Path) -> None
     load(folder, ROUTES % "cluster: c", CLUSTER % "c", CLUSTER % "c", entries=entries)
 
 
+def test_the_example_is_good() -> None:
+    mesh = load_mesh(Path(__file__).parents[2] / "envoy-configs/mesh-own.yaml")
+    assert sorted(name for _, name in resources(mesh)) == [
+        "ingress", "ingress", "local-application", "request-limit",
+    ]  # fmt: skip
+
+
 WEIGHTS = [
     ("[{name: xds, weight: 0}]", "clusters", "sum up to 0"),
     ("[{name: xds, weight: 4294967295}, {name: xds, weight: 1}]", "clusters", "4294967296"),

@@ -16,6 +16,8 @@ from xds_server.resources.preflight import Preflight, preflights
 WITHIN_S: Final = 30.0
 """How long one validation may take; Envoy needs 0.2 s for 200 clusters and 200 routes."""
 TEXT_MAX: Final = 4000
+SUSPECTS_MAX: Final = 50
+"""Own resources that are left out one by one, to find the one that Envoy refuses."""
 _TOOLS: Final = ".tools/envoy/_bin/envoy"
 _STAMP: Final = re.compile(r"^\[[\d :.-]+\](\[[\w-]+\])+ (\[[^\]]*\] )?", re.MULTILINE)
 
@@ -28,6 +30,7 @@ class Verdict:
     nodes: str
     accepted: bool
     text: str  # Envoy's own words, "" when it accepts
+    culprits: tuple[str, ...] = ()  # own resources without each of which it would accept
 
 
 def find_envoy(asked: Path | None) -> Path | None:
@@ -49,11 +52,22 @@ def ask_envoy(mesh: Mesh, envoy: Path) -> Iterator[Verdict]:
     """
     with tempfile.TemporaryDirectory(prefix="xds-server-") as folder:
         for preflight in preflights(mesh):
-            yield _validate(preflight, envoy, Path(folder) / "bootstrap.pb")
+            yield _verdict(preflight, envoy, Path(folder) / "bootstrap.pb")
 
 
-def _validate(preflight: Preflight, envoy: Path, file: Path) -> Verdict:
-    file.write_bytes(preflight.bootstrap)
+def _verdict(preflight: Preflight, envoy: Path, file: Path) -> Verdict:
+    said = _ask(preflight.render(None), envoy, file)
+    culprits = [
+        f"{r.type_url.rpartition('.')[2]} {r.name}"
+        for r in (preflight.own[:SUSPECTS_MAX] if said else ())
+        if not _ask(preflight.render(r), envoy, file)
+    ]
+    return Verdict(preflight.application, preflight.nodes, not said, said, tuple(culprits))
+
+
+def _ask(bootstrap: bytes, envoy: Path, file: Path) -> str:
+    """Return why Envoy refuses; "" if it does not."""
+    file.write_bytes(bootstrap)
     done = subprocess.run(
         [envoy, "--mode", "validate", "-c", file, "-l", "error", "--concurrency", "1"],
         check=False,
@@ -63,9 +77,7 @@ def _validate(preflight: Preflight, envoy: Path, file: Path) -> Verdict:
         timeout=WITHIN_S,
         stdin=subprocess.DEVNULL,
     )
-    accepted = done.returncode == 0
-    said = "" if accepted else _STAMP.sub("", done.stderr + done.stdout)
-    said = said.replace(f" '{file}'", "").strip()[:TEXT_MAX]
-    if not accepted and not said:
-        said = f"exit status {done.returncode}"
-    return Verdict(preflight.application, preflight.nodes, accepted, said)
+    if done.returncode == 0:
+        return ""
+    said = _STAMP.sub("", done.stderr + done.stdout).replace(f" '{file}'", "").strip()
+    return said[:TEXT_MAX] or f"exit status {done.returncode}"

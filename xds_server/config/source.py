@@ -199,13 +199,9 @@ class _Reader:
                 self._say(key, at, "has a key that is not text", "write a plain name as the key")
             elif key.tag == _TAG + "merge":
                 merged += value.value if isinstance(value, SequenceNode) else [value]
-            elif key.value in out:
-                first = self.lines[(*at, key.value)]
-                remedy = f"keep one of the two (the other is on line {first})"
-                self._say(key, (*at, key.value), "is written twice", remedy)
             else:
-                self.lines[(*at, key.value)] = self._line(key)
-                out[key.value] = self.read(value, (*at, key.value))
+                name = self._text(key, at)
+                self._read_key(name, key, value, at, out)
         for other in merged:
             extra = self.read(other, at)
             if isinstance(extra, dict):
@@ -214,8 +210,29 @@ class _Reader:
                 self._say(other, at, "merges something that has no keys", "merge a mapping")
         return out
 
-    def _read_scalar(self, node: ScalarNode, at: KeyPath) -> Value:
+    def _read_key(
+        self, name: str, key: Node, value: Node, at: KeyPath, out: dict[str, Value]
+    ) -> None:
+        if name in out:
+            first = self.lines[(*at, name)]
+            remedy = f"keep one of the two (the other is on line {first})"
+            self._say(key, (*at, name), "is written twice", remedy)
+        else:
+            self.lines[(*at, name)] = self._line(key)
+            out[name] = self.read(value, (*at, name))
+
+    def _text(self, node: Node, at: KeyPath) -> str:
+        """Join the halves in which JSON escapes a character that is beyond 16 bits."""
         text = str(node.value)
+        if text.isascii():
+            return text
+        joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        if "\ufffd" in joined and "\ufffd" not in text:
+            self._say(node, at, "has half of a character", "write both halves of the escape")
+        return joined
+
+    def _read_scalar(self, node: ScalarNode, at: KeyPath) -> Value:
+        text = self._text(node, at)
         kind = str(node.tag).removeprefix(_TAG)
         try:
             match kind:

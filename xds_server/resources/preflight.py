@@ -6,6 +6,7 @@ clusters, extensions in filters; secrets are static ones.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from envoy.config.bootstrap.v3 import bootstrap_pb2
@@ -46,7 +47,9 @@ class Preflight:
 
     application: ApplicationName
     nodes: str  # which nodes, in words
-    bootstrap: bytes  # a serialised Bootstrap
+    own: tuple[Resource, ...]
+    render: Callable[[Resource | None], bytes]
+    """Return a serialised Bootstrap; with a resource, without that one."""
 
 
 def preflights(mesh: Mesh) -> Iterable[Preflight]:
@@ -60,8 +63,8 @@ def preflights(mesh: Mesh) -> Iterable[Preflight]:
     resources = MeshResources(mesh, found)
     for application in mesh.applications:
         for matching, nodes in _combinations(mesh, application).items():
-            body = _render(resources, application, extras.combine(matching))
-            yield Preflight(application, nodes, body)
+            own = tuple(r for found in extras.combine(matching).values() for r in found)
+            yield Preflight(application, nodes, own, partial(_render, resources, application, own))
 
 
 def _combinations(mesh: Mesh, application: ApplicationName) -> dict[tuple[int, ...], str]:
@@ -79,7 +82,8 @@ def _combinations(mesh: Mesh, application: ApplicationName) -> dict[tuple[int, .
 def _render(
     resources: MeshResources,
     application: ApplicationName,
-    own: Mapping[TypeUrl, tuple[Resource, ...]],
+    own: tuple[Resource, ...],
+    without: Resource | None,
 ) -> bytes:
     template = resources.template_of(application, "")
     parts = resources.of(application, template)
@@ -88,8 +92,7 @@ def _render(
         world.add(part.resources.values())
     for service, address in parts.listeners.items():
         world.add((resources.listener(listener_name(application, service), address),))
-    for extra in own.values():
-        world.add(extra)
+    world.add(r for r in own if r is not without)
     boot = bootstrap_pb2.Bootstrap()
     json_format.ParseDict(_frame(application), boot)
     static = boot.static_resources

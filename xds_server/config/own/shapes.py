@@ -94,8 +94,8 @@ def _typed(value: Value, at: KeyPath) -> tuple[TypeUrl, Value, KeyPath] | Fault:
     if TYPE not in value:
         return Fault(at, f"has no {TYPE}, which says what it is", _SHAPES)
     url, here = value[TYPE], (*at, TYPE)
-    if url in _NAME_FIELDS:
-        return str(url), {k: v for k, v in value.items() if k != TYPE}, at
+    if isinstance(url, str) and url in _NAME_FIELDS:
+        return url, {k: v for k, v in value.items() if k != TYPE}, at
     wrong = type_fault(url, here)
     if wrong is not None:
         return wrong
