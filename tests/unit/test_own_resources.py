@@ -314,6 +314,15 @@ def test_one_name_twice_in_a_file_is_refused(folder: Path) -> None:
     only(refused(folder, f"[{CLUSTER % 'c'},\n{CLUSTER % 'c'}]"), "1", "also in")
 
 
+def test_one_domain_of_two_hosts_of_the_same_routes_is_refused(folder: Path) -> None:
+    text = f"""\
+- {{"@type": {RDS}, name: r}}
+- {{"@type": {VHDS}, name: r/a, domains: [x.example]}}
+- {{"@type": {VHDS}, name: r/b, domains: [y.example, x.example]}}
+"""
+    only(refused(folder, text), "2", "'r/x.example' is also in")
+
+
 # -- names that nothing has ----------------------------------------------------------
 
 SECRET_TLS = f"""transport_socket:

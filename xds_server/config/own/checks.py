@@ -42,11 +42,12 @@ def check_entries(
     for entry in entries:
         _check_cluster(mesh, entry, document, problems)
         for own in entry.own:
-            key = (own.resource.type_url, own.resource.name)
-            by_key.setdefault(key, []).append(_Place(entry, own))
+            for name in (own.resource.name, *own.resource.aliases):
+                key = (own.resource.type_url, name)
+                by_key.setdefault(key, []).append(_Place(entry, own))
     for key, places in by_key.items():
         _check_collision(key, places, generated, problems)
-        _check_twice(places, problems)
+        _check_twice(key, places, problems)
     for entry in entries:
         reach = _applications(mesh, entry)
         for own in entry.own:
@@ -105,14 +106,14 @@ def _check_collision(
         problems.append(own.tree.problem(own.at, message, "rename it"))
 
 
-def _check_twice(places: Sequence[_Place], problems: list[Problem]) -> None:
+def _check_twice(key: _Key, places: Sequence[_Place], problems: list[Problem]) -> None:
     """Report one name where a node certainly would get both."""
     for i, place in enumerate(places):
         for other in places[:i]:
             one, two = other.entry.selector, place.entry.selector
             if one.covers(two) or two.covers(one):
                 own = place.own
-                message = f"the {own.kind} {own.resource.name!r} is also in {other.written}"
+                message = f"the {own.kind} {key[1]!r} is also in {other.written}"
                 remedy = (
                     "rename one of the two, or give each entry `nodes` that exclude the other's"
                 )
