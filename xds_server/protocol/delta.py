@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Final
 
 from xds_server.model.ids import ECDS, RDS, VHDS, Nonce, ResourceName, TypeUrl, Version
-from xds_server.model.snapshot import Resource
+from xds_server.model.snapshot import Resource, TypeSnapshot
 from xds_server.protocol import framing
 from xds_server.protocol.events import Event, Subscribed, UnknownType
-from xds_server.protocol.messages import DeltaRequest
+from xds_server.protocol.messages import DeltaRequest, Response
+from xds_server.protocol.quarantine import Quarantine
 from xds_server.protocol.state import Sent, Target, TypeState, Update
 from xds_server.protocol.stream import StreamMachine, served
 from xds_server.protocol.subscription import Subscription
@@ -21,7 +22,25 @@ Clients built on gRPC's C-core refuse messages above 4 MiB.
 
 
 class DeltaStream(StreamMachine):
-    """DeltaDiscoveryRequests in; events, and DeltaDiscoveryResponses as bytes, out."""
+    """DeltaDiscoveryRequests in; events, and DeltaDiscoveryResponses as bytes, out.
+
+    For virtual hosts, Envoy 1.40 asks once per stream with no name, and then waits 15 s for
+    each RouteConfiguration with VHDS until something in an answer has its name as a prefix.
+    So the first answer, and one after each new RouteConfiguration, says that ``<routes>/``,
+    which never was, is gone.
+    """
+
+    def __init__(
+        self,
+        nonce_prefix: str = "",
+        *,
+        only: TypeUrl | None = None,
+        drain_s: float = 0.0,
+        quarantine: Quarantine | None = None,
+    ) -> None:
+        super().__init__(nonce_prefix, only=only, drain_s=drain_s, quarantine=quarantine)
+        self._hosts_due: set[ResourceName] = set()
+        """RouteConfigurations of whose virtual hosts nothing has been said; bounded by them."""
 
     def receive(self, request: DeltaRequest, now_s: float) -> list[Event]:
         """Apply one request and say what it meant.
@@ -58,6 +77,8 @@ class DeltaStream(StreamMachine):
             # Envoy waits for an answer to an empty subscription to VHDS, as to a wildcard.
             waits = state.subscription.wildcard or (type_url == VHDS and not added)
             state.owed = waits and not request.initial_versions
+            if type_url == VHDS and RDS in self._types:
+                self._hosts_due |= self._types[RDS].sent.keys()
             added -= request.initial_versions.keys()
         for name in added:
             state.missing_told.discard(name)
@@ -129,14 +150,22 @@ class DeltaStream(StreamMachine):
             # Envoy resumes a request that waits for a host only for a Resource of that alias.
             unresolvable = tuple(n for n in removed if n not in state.sent)
             removed = tuple(n for n in removed if n in state.sent)
-            if not (update.resources or removed or unresolvable):
-                # It hears an answer only if something in it has its RouteConfiguration's prefix,
-                # and waits 15 s otherwise.
-                routes = self._types.get(RDS)
-                removed = tuple(f"{name}/" for name in sorted(routes.sent if routes else ()))
+            removed += tuple(f"{name}/" for name in sorted(self._hosts_due))
+            self._hosts_due.clear()
         return framing.delta_response(
             type_url, version, nonce, update.resources, removed, unresolvable
         )
+
+    def _send_one(
+        self, state: TypeState, part: TypeSnapshot, update: Update, now_s: float
+    ) -> Response:
+        hosts = self._types.get(VHDS)
+        if state.subscription.type_url == RDS and hosts is not None:
+            new = {r.name for r in update.resources} - state.sent.keys()
+            if new:
+                self._hosts_due |= new
+                hosts.owed, hosts.settled = True, None
+        return super()._send_one(state, part, update, now_s)
 
     def _encode_heartbeat(
         self, type_url: TypeUrl, version: Version, nonce: Nonce, resources: Iterable[Resource]
