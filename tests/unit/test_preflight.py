@@ -64,13 +64,14 @@ def manager(data: dict[str, Any], name: str = "own") -> dict[str, Any]:
     return config
 
 
-def test_without_own_resources_each_application_has_one(tmp_path: Path) -> None:
+def test_each_application_has_one_without_other_selectors(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(EDS_CLUSTER)
     mesh = load(tmp_path, entries="- {path: c.yaml, nodes: {cluster: ledger}}")
     found = list(preflights(mesh))
-    assert [(p.application, p.nodes) for p in found] == [
-        ("shop", "every node"), ("ledger", "every node"), ("ledger", "every node"),
-    ][:2]  # fmt: skip
+    assert [(p.application, p.nodes, len(p.own)) for p in found] == [
+        ("shop", "every node", 0),
+        ("ledger", "every node", 2),
+    ]
     generated = manager(static(found[0]), "shop.search")
     assert generated["route_config"]["name"] == "shop.search"
     assert "rds" not in generated
@@ -155,9 +156,7 @@ def test_a_mesh_that_envoy_takes_is_ok(tmp_path: Path) -> None:
 
 def test_what_envoy_says_is_printed_with_the_application_and_the_culprit(tmp_path: Path) -> None:
     said = "[2026-01-01 00:00:00.000][1][critical][main] [a.cc:1] bad '$4': regex"
-    envoy = fake(
-        tmp_path, f'grep -q "preflight: routes" "$4" || exit 0\necho "{said}" >&2; exit 1'
-    )
+    envoy = fake(tmp_path, f'grep -q "preflight: routes" "$4" || exit 0\necho "{said}" >&2; exit 1')
     result = run(tmp_path, "--envoy-binary", str(envoy))
     assert result.exit_code == 2
     first, second = result.stderr.splitlines()
