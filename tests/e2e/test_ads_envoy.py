@@ -157,7 +157,7 @@ async def test_case_19_and_20_a_refused_route_is_named_and_the_old_one_restored(
                 assert len([r for r in seen.responses if r.type_url == RDS]) == sent
                 assert service.streams[0].progress()[RDS].nacks == 1
                 newer = shop(xds, listen, {"a": up["a"].port}, retries=1)
-                publisher.set_mesh(newer, resources(newer))
+                publisher.set_mesh(newer, resources(newer), time.monotonic())
                 want = handle.snapshot().of(RDS).version
                 await eventually(
                     "other content is ACKed",
@@ -211,7 +211,7 @@ async def test_a_provider_is_replaced_under_traffic_without_a_failure(sidecar: S
             async with Traffic(listen, gap_s=0.001, workers=4) as traffic:
                 await traffic.split(100)
                 for mesh, gone in ((after, "a"), (before, "c")) * 3:
-                    publisher.set_mesh(mesh, resources(mesh))
+                    publisher.set_mesh(mesh, resources(mesh), time.monotonic())
 
                     async def removed(name: str = gone) -> bool:
                         clusters = await envoy.get("/clusters")

@@ -14,6 +14,7 @@ from xds_server.cache.publisher import Publisher
 from xds_server.errors import InvalidWeightsError
 from xds_server.model.ids import CDS, EDS, LDS, RDS, RTDS, GroupKey, Locality
 from xds_server.model.snapshot import Node, Overlay, Snapshot
+from xds_server.model.telemetry import HostsSeen
 from xds_server.model.topology import Mesh, Mode, WeightsVia
 from xds_server.resources.weights import WEIGHT_MAX, validate_weights
 
@@ -48,6 +49,15 @@ def by_runtime(snapshot: Snapshot) -> dict[str, int]:
         for k, v in fields.items()
         if k.startswith(PREFIX)
     }
+
+
+reported = st.dictionaries(st.sampled_from(PROVIDERS), st.integers(0, 1))
+
+
+def without(weights: dict[str, int], waits: frozenset[str]) -> dict[str, int]:
+    """Weights at a node that waits for some; all of them where nothing else would be left."""
+    left = {name: 0 if name in waits else weight for name, weight in weights.items()}
+    return left if any(left.values()) else weights
 
 
 class Plane(RuleBasedStateMachine):
@@ -100,9 +110,21 @@ class Plane(RuleBasedStateMachine):
     @rule(providers=some, mode=st.sampled_from(Mode))
     def reload(self, providers: frozenset[str], mode: Mode) -> None:
         self._mesh(providers, mode)
-        self.publisher.set_mesh(self.mesh, resources(self.mesh))
+        self.publisher.set_mesh(self.mesh, resources(self.mesh), self.now_s)
         if mode is not Mode.ENFORCE:
             self.asked = {}
+
+    @rule(
+        which=st.integers(0, 1), seen=st.dictionaries(st.sampled_from(PROVIDERS), st.integers(0, 1))
+    )
+    def sees(self, which: int, seen: dict[str, int]) -> None:
+        """A node reports healthy hosts: what it waited for and has is no longer masked."""
+        before = self.publisher.waits_for(f"n{which}")
+        now_s = self.now_s + 0.1
+        hosts = {name: HostsSeen(float(count), now_s) for name, count in seen.items()}
+        self.publisher.see(f"n{which}", hosts, 0.0, now_s)
+        freed = {name for name, count in seen.items() if count}
+        assert self.publisher.waits_for(f"n{which}") == before - freed
 
     @rule()
     def withdraw(self) -> None:
@@ -136,15 +158,18 @@ class Plane(RuleBasedStateMachine):
             snapshot = handle.snapshot()
             layer, weights = by_runtime(snapshot), routed(snapshot)
             asked = self.asked.get(group) if group else None
+            waits = self.publisher.waits_for(handle.node.node_id)
+            routed_baseline = without(baseline, waits)
             if asked is None:
-                assert (layer, weights) == ({}, baseline)
+                assert (layer, weights) == ({}, routed_baseline)
                 continue
             # After a reload new providers wait at 0, and what only gone ones had is undone.
             expected = {name: asked.get(name, 0) for name in self.providers}
             if not any(expected.values()):
                 expected = baseline
+            expected = without(expected, waits)
             if self.via is WeightsVia.RTDS or (self.via is WeightsVia.AUTO and has_layer):
-                assert (layer, weights) == (expected, baseline)
+                assert (layer, weights) == (expected, routed_baseline)
                 assert snapshot.of(RTDS).resources["weights"].ttl_s == 10.0
             else:
                 assert (layer, weights) == ({}, expected)

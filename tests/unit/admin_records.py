@@ -38,6 +38,7 @@ NODE = NodeStatus(
     latency_p95_ms=180.0,
     types=TYPES,
     behaviour=(BandStatus("call_rate_rps", "search", 150.0, 2.0, 120.0, "breach"),),
+    waiting_for=("search-new",),
 )
 ROUTE = RouteStatus(
     application="checkout",

@@ -110,7 +110,7 @@ def test_the_publisher_serves_them_and_wakes_nodes_when_they_change_or_go() -> N
     seen: list[Mapping[str, Resource]] = []
     for sets in ((own(one("cert", b"1", SDS)),), (own(one("cert", b"2", SDS)),), ()):
         changed = replace(mesh, resources=sets)
-        made.set_mesh(changed, resources(changed))
+        made.set_mesh(changed, resources(changed), 0.0)
         assert wakeup.is_set()
         wakeup.clear()
         seen.append(handle.snapshot().of(SDS).resources)

@@ -139,7 +139,7 @@ def test_leaving_enforce_withdraws_the_weights() -> None:
     baseline = versions(made)
     made.publish(overlay(a=1, b=1), 0.0)
     mesh = replace(shop(18000, 15001, ENDPOINTS), mode=Mode.RECOMMEND)
-    made.set_mesh(mesh, resources(mesh))
+    made.set_mesh(mesh, resources(mesh), 0.0)
     assert versions(made) == baseline
 
 
@@ -147,7 +147,7 @@ def test_after_a_reload_weights_stay_and_a_new_provider_waits_for_its_first() ->
     made = connected(runtime=False)
     made.publish(overlay(a=2500, b=7500), 0.0)
     mesh = shop(18000, 15001, {"b": 9002, "c": 9003})
-    made.set_mesh(mesh, resources(mesh))
+    made.set_mesh(mesh, resources(mesh), 0.0)
     reference = Publisher(mesh, resources(mesh))
     reference.connect(NODE)
     reference.set_group("n1", GROUP)
@@ -160,7 +160,7 @@ def test_a_node_whose_application_is_gone_keeps_what_it_has() -> None:
     before = made.nodes["n1"].snapshot()
     mesh = shop(18000, 15001, ENDPOINTS)
     mesh = replace(mesh, applications={"other": mesh.applications["shop"]})
-    made.set_mesh(mesh, resources(mesh))
+    made.set_mesh(mesh, resources(mesh), 0.0)
     assert made.nodes["n1"].snapshot() is before
 
 

@@ -79,6 +79,9 @@ def _nodes(rows: Sequence[Row]) -> RenderableType:
         )
         about = [_delivery(t) for t in open_types]
         about += [_breach(b) for b in node["behaviour"] if b["state"] == "breach"]
+        if node["waiting_for"]:
+            names = ", ".join(node["waiting_for"])
+            about.append(Text(f"no healthy hosts yet, so no traffic: {names}", style="yellow"))
         notes += [Text(f"{node['node_id']}: ").append_text(note) for note in about]
     return Group(table, *notes)
 

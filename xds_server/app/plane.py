@@ -8,7 +8,8 @@ import structlog
 
 from xds_server.app.endpoints import Endpoints
 from xds_server.behaviour.bands import check_bands
-from xds_server.cache.publisher import NodeHandle, Publisher
+from xds_server.cache.nodes import NodeHandle
+from xds_server.cache.publisher import Publisher
 from xds_server.config import inert_keys
 from xds_server.engine.report import (
     bottlenecks_status,
@@ -131,7 +132,8 @@ class ControlPlane:
     def endpoints_changed(self) -> None:
         """Bring resources and problem up to date with what is configured and found."""
         found = self.endpoints.current
-        self.publisher.set_mesh(self.mesh, MeshResources(self.mesh, found))
+        resources = MeshResources(self.mesh, found)
+        self.publisher.set_mesh(self.mesh, resources, self._clock.now_s())
         self.engine.set_mesh(self.mesh, found)
 
     # -- time ------------------------------------------------------------------------
@@ -142,6 +144,9 @@ class ControlPlane:
         if self.publisher.expire(now_s):
             log.error("engine.weights_expired", ttl_s=self.mesh.engine.weights_ttl_s)
             self.engine.forget_published()
+        for node_id in self.publisher.waiting:
+            age_s = self.registry.telemetry_age_s(node_id, now_s)
+            self.publisher.see(node_id, self.registry.hosts(node_id), age_s, now_s)
         turn = self.engine.turn(now_s, self._clock.wall_s())
         self._turned_s = now_s
         record_turn(self.metrics, self.engine.state.problem, turn)
@@ -175,6 +180,8 @@ class ControlPlane:
         )
         for node_id, connected in self.registry.nodes.items():
             application = connected.node.application
+            if application not in self.mesh.applications:
+                continue  # served with own resources only; names of strangers are no labels
             applications[application] += 1
             if node_id in last.phases:
                 phases[application, last.phases[node_id].phase] += 1
@@ -262,6 +269,7 @@ class ControlPlane:
             latency_p95_ms=1e3 * signals.latency_p95_s if signals else None,
             types=_types(stream),
             behaviour=self._bands(node.node_id),
+            waiting_for=tuple(sorted(self.publisher.waits_for(node.node_id))[:NAMES_SHOWN]),
         )
 
     def _bands(self, node_id: NodeId) -> tuple[BandStatus, ...]:

@@ -5,13 +5,15 @@ listeners per set of addresses, weights per group. Weights are the only part tha
 changes; they are encoded for all groups of an application at once.
 """
 
-import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-import numpy as np
 import structlog
 
+from xds_server.cache.nodes import NodeHandle, Quarantines
+from xds_server.cache.readiness import Readiness
+from xds_server.cache.weights import Encoded, baseline_masked, encode, encode_masked
 from xds_server.errors import RemoteProtocolError, UnknownApplicationError
 from xds_server.model.ids import (
     CDS,
@@ -24,70 +26,21 @@ from xds_server.model.ids import (
     ProviderName,
     ServiceName,
 )
-from xds_server.model.snapshot import Node, Overlay, Resource, Snapshot, TypeSnapshot
+from xds_server.model.snapshot import Node, Overlay, Snapshot, TypeSnapshot
+from xds_server.model.telemetry import HostsSeen
 from xds_server.model.topology import Address, Mesh, Mode, WeightsVia
-from xds_server.protocol.quarantine import Quarantine
 from xds_server.resources.common import parse_address
 from xds_server.resources.extra import Extras
 from xds_server.resources.mesh import ApplicationResources, MeshResources, listener_name
-from xds_server.resources.runtime import LAYER
-from xds_server.resources.versions import make_resource, type_snapshot
-from xds_server.resources.weights import validate_weights
 
 log = structlog.get_logger()
 
 HEARTBEATS_PER_TTL = 3
+MASKED_MAX = 1024
+"""Combinations of group and masked providers that are kept encoded; beyond that all are
+forgotten, and encoded again when they are asked for."""
 _NO_OVERLAY = Overlay({})
-
-
-class NodeHandle:
-    """One stream of a node.
-
-    What a stream says of itself (where it listens, that it has a runtime layer) counts for
-    that stream alone: two Envoys that share an id by mistake do not move each other's
-    listeners. Its group is that of the node.
-    """
-
-    def __init__(self, node: Node, snapshot: Snapshot, group: GroupKey | None) -> None:
-        self.node = node
-        self.group = group
-        self.runtime = False
-        self.heartbeat_seq = 0
-        self.quarantine = Quarantine()
-        self._snapshot = snapshot
-        self._wakeups: set[asyncio.Event] = set()
-
-    def snapshot(self) -> Snapshot:
-        """Return what the node should have now."""
-        return self._snapshot
-
-    def subscribe_wakeup(self, event: asyncio.Event) -> None:
-        """Set ``event`` whenever the snapshot or ``heartbeat_seq`` changes."""
-        self._wakeups.add(event)
-
-    def unsubscribe_wakeup(self, event: asyncio.Event) -> None:
-        """Stop that."""
-        self._wakeups.discard(event)
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Replace the snapshot; wakes streams if anything in it differs."""
-        before, now = self._snapshot.types, snapshot.types
-        self._snapshot = snapshot
-        if any(before.get(url) != now.get(url) for url in before.keys() | now.keys()):
-            self.wake()
-
-    def wake(self) -> None:
-        """Make this node's streams look."""
-        for event in self._wakeups:
-            event.set()
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """One group's weights in both forms."""
-
-    runtime: TypeSnapshot
-    routes: TypeSnapshot
+_T = TypeVar("_T", Encoded, TypeSnapshot)
 
 
 @dataclass(slots=True)
@@ -95,7 +48,8 @@ class _Weights:
     """What is published, as asked for and as encoded."""
 
     overlay: Overlay = _NO_OVERLAY
-    encoded: dict[GroupKey, _Encoded] = field(default_factory=dict)
+    encoded: dict[GroupKey, Encoded] = field(default_factory=dict)
+    masked: dict[tuple[object, ...], Encoded | TypeSnapshot] = field(default_factory=dict)
     epoch: int = 0
     renewed_at_s: float | None = None
     heartbeat_at_s: float = float("-inf")
@@ -108,6 +62,8 @@ class Publisher:
         self._mesh, self._resources = mesh, resources
         self._extras = Extras(mesh.resources)
         self._nodes: dict[NodeId, list[NodeHandle]] = {}
+        self._quarantines = Quarantines()
+        self._readiness = Readiness()
         self._weights = _Weights()
 
     # -- nodes -----------------------------------------------------------------------
@@ -128,7 +84,12 @@ class Publisher:
         """
         others = self._nodes.get(node.node_id, [])
         group = others[-1].group if others else None
-        handle = NodeHandle(node, self._compose(node, group, runtime=False), group)
+        masked = self._readiness.masked(node.node_id)
+        snapshot = self._compose(node, group, masked, runtime=False)
+        handle = NodeHandle(node, snapshot, group, self._quarantines.open(node.node_id))
+        handle.masked = masked
+        if not others:
+            self._readiness.offer(node.node_id, self._clusters(node), 0.0)
         self._nodes.setdefault(node.node_id, []).append(handle)
         return handle
 
@@ -138,6 +99,8 @@ class Publisher:
         self._nodes[node_id].remove(handle)
         if not self._nodes[node_id]:
             del self._nodes[node_id]
+            self._quarantines.close(node_id)
+            self._readiness.forget(node_id)
 
     def uses_runtime(self, handle: NodeHandle) -> None:
         """Say that the stream subscribes to RTDS: its weights come that way, and expire."""
@@ -161,7 +124,27 @@ class Publisher:
 
     # -- what they get ---------------------------------------------------------------
 
-    def set_mesh(self, mesh: Mesh, resources: MeshResources) -> None:
+    @property
+    def waiting(self) -> tuple[NodeId, ...]:
+        """Nodes that may not use some provider yet."""
+        return self._readiness.waiting
+
+    def waits_for(self, node_id: NodeId) -> frozenset[ProviderName]:
+        """Providers that came to this node and that it has not reported healthy hosts of."""
+        return self._readiness.masked(node_id)
+
+    def see(
+        self,
+        node_id: NodeId,
+        seen: Mapping[ProviderName, HostsSeen],
+        telemetry_age_s: float,
+        now_s: float,
+    ) -> None:
+        """Take in what a node reports of its hosts; it gets the weights that this frees."""
+        if self._readiness.see(node_id, seen, telemetry_age_s, now_s):
+            self._refresh(self._nodes[node_id])
+
+    def set_mesh(self, mesh: Mesh, resources: MeshResources, now_s: float) -> None:
         """Take over another configuration, or other endpoints; weights stay in force."""
         if mesh.resources != self._mesh.resources:
             self._extras = Extras(mesh.resources)
@@ -169,6 +152,8 @@ class Publisher:
         if mesh.mode is not Mode.ENFORCE:
             self._weights.overlay = _NO_OVERLAY
         self._encode(self._weights.overlay)
+        for node_id, handles in self._nodes.items():
+            self._readiness.offer(node_id, self._clusters(handles[-1].node), now_s)
         self._refresh(self._handles)
 
     def publish(self, overlay: Overlay, now_s: float) -> None:
@@ -212,27 +197,59 @@ class Publisher:
 
     def _refresh(self, handles: Iterable[NodeHandle]) -> None:
         for handle in handles:
+            handle.masked = self._readiness.masked(handle.node.node_id)
             try:
-                handle.show(self._compose(handle.node, handle.group, runtime=handle.runtime))
+                composed = self._compose(
+                    handle.node, handle.group, handle.masked, runtime=handle.runtime
+                )
             except UnknownApplicationError as error:
                 # Its application left the configuration: it keeps what it has.
                 log.warning("xds.node_orphaned", node_id=handle.node.node_id, reason=str(error))
+                continue
+            handle.show(composed)
 
-    def _compose(self, node: Node, group: GroupKey | None, *, runtime: bool) -> Snapshot:
-        override = str(node.metadata.get("template", ""))
-        template = self._resources.template_of(node.application, override)
-        parts = self._resources.of(node.application, template)
+    def _compose(
+        self,
+        node: Node,
+        group: GroupKey | None,
+        masked: frozenset[ProviderName],
+        *,
+        runtime: bool,
+    ) -> Snapshot:
+        try:
+            parts = self._parts(node)
+        except UnknownApplicationError:
+            own = self._extras.add_to({}, node)
+            if not own:
+                raise
+            return Snapshot(own)  # no application of ours, but resources are meant for it
         encoded = self._weights.encoded.get(group) if group else None
+        routes = parts.baseline_routes
+        if masked:
+            routes = self._baseline_masked(parts, masked)
+            if encoded is not None and group is not None:
+                encoded = self._encoded_masked(parts, group, masked)
         by_runtime = self._by_runtime(runtime)
-        baseline_runtime = type_snapshot((parts.runtime.baseline,))
         generated = {
             CDS: parts.clusters,
             EDS: parts.endpoints,
             LDS: self._listeners(node, parts),
-            RDS: encoded.routes if encoded and not by_runtime else parts.baseline_routes,
-            RTDS: encoded.runtime if encoded and by_runtime else baseline_runtime,
+            RDS: encoded.routes if encoded and not by_runtime else routes,
+            RTDS: encoded.runtime if encoded and by_runtime else parts.baseline_runtime,
         }
         return Snapshot(self._extras.add_to(generated, node))
+
+    def _parts(self, node: Node) -> ApplicationResources:
+        override = str(node.metadata.get("template", ""))
+        template = self._resources.template_of(node.application, override)
+        return self._resources.of(node.application, template)
+
+    def _clusters(self, node: Node) -> Iterable[ProviderName]:
+        """Providers that a node has clusters of; none if its application is gone."""
+        try:
+            return self._parts(node).clusters.resources
+        except UnknownApplicationError:
+            return ()
 
     def _by_runtime(self, subscribed: bool) -> bool:
         via = self._mesh.engine.weights_via
@@ -242,7 +259,7 @@ class Publisher:
         override = node.metadata.get("listeners", {})
         if not isinstance(override, Mapping):
             raise RemoteProtocolError("node.metadata.listeners must map services to addresses")
-        resources = []
+        wanted = []
         for service, default in parts.listeners.items():
             address: Address = default
             if service in override:
@@ -251,76 +268,52 @@ class Publisher:
                 except ValueError as error:
                     message = f"node.metadata.listeners.{service}: {error}"
                     raise RemoteProtocolError(message) from None
-            name = listener_name(node.application, service)
-            resources.append(self._resources.listener(name, address))
-        return type_snapshot(resources)
+            wanted.append((listener_name(node.application, service), address))
+        return self._resources.listeners(tuple(wanted))
 
     def _encode(self, overlay: Overlay) -> None:
         """Encode the weights of all groups; unchanged ones keep their objects."""
-        by_shape: dict[tuple[str, str], list[GroupKey]] = {}
-        for group in overlay.weights:
+        by_shape: dict[tuple[str, str], dict[GroupKey, Mapping[str, Mapping[str, int]]]] = {}
+        for group, weights in overlay.weights.items():
             if group.application in self._mesh.applications:
                 template = self._resources.template_of(group.application, group.template)
-                by_shape.setdefault((group.application, template), []).append(group)
-        encoded: dict[GroupKey, _Encoded] = {}
-        for (application, template), groups in by_shape.items():
+                by_shape.setdefault((group.application, template), {})[group] = weights
+        encoded: dict[GroupKey, Encoded] = {}
+        for (application, template), asked in by_shape.items():
             parts = self._resources.of(application, template)
-            tables = [_table(parts, group, overlay.weights[group]) for group in groups]
-            runtimes = self._runtime(parts, groups, tables)
-            routes = _routes(parts, tables)
-            for group, runtime, per_group in zip(groups, runtimes, routes, strict=True):
-                encoded[group] = _Encoded(type_snapshot((runtime,)), type_snapshot(per_group))
+            encoded |= encode(parts, asked, self._ttl_s, self._weights.epoch)
         for group, old in self._weights.encoded.items():
             if encoded.get(group) == old:
                 encoded[group] = old
         self._weights.encoded = encoded
+        self._weights.masked = {}
 
-    def _runtime(
-        self,
-        parts: ApplicationResources,
-        groups: list[GroupKey],
-        tables: list[dict[ServiceName, dict[ProviderName, int]]],
-    ) -> list[Resource]:
-        keys = parts.runtime.keys
-        numbers = np.array([[t[s][p] for s, p in keys] for t in tables], dtype=np.float64)
-        bodies = parts.runtime.bytes_but_weights.fill(numbers.reshape(len(groups), len(keys)))
-        ttl_s = self._mesh.engine.weights_ttl_s
-        plain = (make_resource(RTDS, LAYER, body, ttl_s) for body in bodies)
-        # A client may have dropped what expired, so an epoch counts as part of the content.
-        return [replace(r, version=f"{r.version}-{self._weights.epoch}") for r in plain]
+    @property
+    def _ttl_s(self) -> float:
+        return self._mesh.engine.weights_ttl_s
 
+    def _baseline_masked(
+        self, parts: ApplicationResources, masked: frozenset[ProviderName]
+    ) -> TypeSnapshot:
+        key = (parts.baseline_routes.version, masked)
+        found = self._weights.masked.get(key)
+        if not isinstance(found, TypeSnapshot):
+            found = self._keep(key, baseline_masked(parts, masked))
+        return found
 
-def _table(
-    parts: ApplicationResources,
-    group: GroupKey,
-    asked: Mapping[ServiceName, Mapping[ProviderName, int]],
-) -> dict[ServiceName, dict[ProviderName, int]]:
-    """Weights of every route of a group: as asked for, else the baseline's.
+    def _encoded_masked(
+        self, parts: ApplicationResources, group: GroupKey, masked: frozenset[ProviderName]
+    ) -> Encoded:
+        key = (group, masked)
+        found = self._weights.masked.get(key)
+        if not isinstance(found, Encoded):
+            asked = self._weights.overlay.weights.get(group, {})
+            epoch = self._weights.epoch
+            found = self._keep(key, encode_masked(parts, asked, masked, self._ttl_s, epoch))
+        return found
 
-    After a reload the last plan may lack new providers and name ones that are gone: new
-    ones wait at 0, and a route that only had gone ones is back at its baseline.
-    """
-    table = {}
-    for route in parts.routes:
-        wanted = asked.get(route.service, {})
-        weights = {p: wanted.get(p, 0) for p in route.providers}
-        if not any(weights.values()):
-            if wanted and wanted.keys() == weights.keys():
-                validate_weights(f"{group} {route.service}", wanted, route.providers)
-            weights = dict(zip(route.providers, route.baseline, strict=True))
-        validate_weights(f"{group} {route.service}", weights, route.providers)
-        table[route.service] = weights
-    return table
-
-
-def _routes(
-    parts: ApplicationResources, tables: list[dict[ServiceName, dict[ProviderName, int]]]
-) -> list[list[Resource]]:
-    """RouteConfigurations of every group, with the weights inside."""
-    per_group: list[list[Resource]] = [[] for _ in tables]
-    for route in parts.routes:
-        rows = [[t[route.service][p] for p in route.providers] for t in tables]
-        bodies = route.bytes_but_weights.fill(np.array(rows, dtype=np.int64))
-        for resources, body in zip(per_group, bodies, strict=True):
-            resources.append(make_resource(RDS, route.name, body))
-    return per_group
+    def _keep(self, key: tuple[object, ...], encoded: _T) -> _T:
+        if len(self._weights.masked) >= MASKED_MAX:
+            self._weights.masked.clear()
+        self._weights.masked[key] = encoded
+        return encoded

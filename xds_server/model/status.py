@@ -50,6 +50,7 @@ class NodeStatus:
     latency_p95_ms: float | None
     types: tuple[TypeStatus, ...]
     behaviour: tuple[BandStatus, ...]
+    waiting_for: tuple[ProviderName, ...] = ()  # new there, without healthy hosts so far
 
 
 @dataclass(frozen=True, slots=True)

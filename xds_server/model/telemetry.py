@@ -93,6 +93,14 @@ class SampleBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class HostsSeen:
+    """What one node said last of one provider's hosts (``membership_healthy``)."""
+
+    healthy: float
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class LoadReport:
     """What one provider's endpoints said of themselves, mean over requests; NaN: nothing."""
 

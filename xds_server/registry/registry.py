@@ -10,6 +10,7 @@ import numpy as np
 from xds_server.model.ids import NodeId, ProviderName, ServiceName
 from xds_server.model.snapshot import Node
 from xds_server.model.telemetry import (
+    HostsSeen,
     InstanceSignals,
     LoadReport,
     PairWindow,
@@ -61,6 +62,7 @@ class Registry:
         self._nodes: dict[NodeId, Connected] = {}
         self._said: dict[ProviderName, dict[NodeId, _Said]] = {}
         self._heard_at_s: dict[NodeId, float] = {}
+        self._hosts: dict[NodeId, dict[ProviderName, HostsSeen]] = {}
 
     @property
     def nodes(self) -> Mapping[NodeId, Connected]:
@@ -96,6 +98,9 @@ class Registry:
             self._windows.restart(slot_s)
         self._windows.keep_providers(services)
         self._said = {p: s for p, s in self._said.items() if p in services}
+        for hosts in self._hosts.values():
+            for gone in hosts.keys() - services.keys():
+                del hosts[gone]
 
     def node_connected(self, node: Node, now_s: float) -> None:
         """An ADS stream of that node opened."""
@@ -113,6 +118,7 @@ class Registry:
         if known.streams == 0:
             del self._nodes[node_id]
             self._heard_at_s.pop(node_id, None)
+            self._hosts.pop(node_id, None)
             self._windows.forget(node_id)
             for said in self._said.values():
                 said.pop(node_id, None)
@@ -124,6 +130,23 @@ class Registry:
             return
         self._heard_at_s[batch.node_id] = now_s
         self._windows.observe(batch, now_s)
+
+    def observe_hosts(
+        self, node_id: NodeId, hosts: Mapping[ProviderName, float], now_s: float
+    ) -> None:
+        """Take in how many healthy hosts a sidecar has, by provider."""
+        if node_id in self._nodes:
+            self._heard_at_s[node_id] = now_s
+            seen = {p: HostsSeen(count, now_s) for p, count in hosts.items()}
+            self._hosts.setdefault(node_id, {}).update(seen)
+
+    def hosts(self, node_id: NodeId) -> Mapping[ProviderName, HostsSeen]:
+        """Return what a node said last of its providers' hosts."""
+        return self._hosts.get(node_id, {})
+
+    def telemetry_age_s(self, node_id: NodeId, now_s: float) -> float:
+        """Return how long ago a node reported anything; inf: never."""
+        return now_s - self._heard_at_s.get(node_id, -math.inf)
 
     def observe_load(self, node_id: NodeId, reports: Iterable[LoadReport], now_s: float) -> None:
         """Take in what providers said of themselves to one node."""

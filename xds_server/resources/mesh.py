@@ -19,6 +19,9 @@ from xds_server.resources.runtime import RuntimeTemplate, runtime_template
 from xds_server.resources.versions import make_resource, type_snapshot
 from xds_server.resources.weights import validate_weights
 
+LISTENERS_MAX = 4096
+"""Combinations of listeners that are kept; beyond that all are forgotten and built again."""
+
 
 @dataclass(frozen=True, slots=True)
 class ApplicationResources:
@@ -29,6 +32,7 @@ class ApplicationResources:
     routes: tuple[RouteTemplate, ...]
     baseline_routes: TypeSnapshot
     runtime: RuntimeTemplate
+    baseline_runtime: TypeSnapshot
     listeners: Mapping[ServiceName, Address]  # where the template puts them
 
 
@@ -44,7 +48,7 @@ class MeshResources:
     _built: dict[tuple[ApplicationName, str], ApplicationResources] = field(default_factory=dict)
     _clusters: dict[ProviderName, Resource] = field(default_factory=dict)
     _assignments: dict[ProviderName, Resource] = field(default_factory=dict)
-    _listeners: dict[tuple[str, Address], Resource] = field(default_factory=dict)
+    _listeners: dict[tuple[tuple[str, Address], ...], TypeSnapshot] = field(default_factory=dict)
 
     def template_of(self, application: ApplicationName, override: str) -> str:
         """Name the template in force. Raises UnknownApplicationError."""
@@ -63,22 +67,32 @@ class MeshResources:
             self._built[key] = self._build(application, template)
         return self._built[key]
 
+    def listeners(self, wanted: tuple[tuple[str, Address], ...]) -> TypeSnapshot:
+        """Return listeners of these names at these addresses, shared by all who want them."""
+        found = self._listeners.get(wanted)
+        if found is None:
+            if len(self._listeners) >= LISTENERS_MAX:
+                self._listeners.clear()
+            found = type_snapshot(listener(name, address) for name, address in wanted)
+            self._listeners[wanted] = found
+        return found
+
     def listener(self, name: str, address: Address) -> Resource:
-        """Return the listener of that name at that address."""
-        if (name, address) not in self._listeners:
-            self._listeners[name, address] = listener(name, address)
-        return self._listeners[name, address]
+        """Return the one listener of that name at that address."""
+        return self.listeners(((name, address),)).resources[name]
 
     def _build(self, application: ApplicationName, template: str) -> ApplicationResources:
         calls = self.mesh.templates[template].calls
         routes = tuple(self._route(application, call) for call in calls)
         names = sorted({p for route in routes for p in route.providers})
+        runtime = runtime_template(application, routes, self.mesh.templates[template].flags)
         built = ApplicationResources(
             clusters=type_snapshot(self._cluster(n) for n in names),
             endpoints=type_snapshot(self._assignment(n) for n in names),
             routes=routes,
             baseline_routes=type_snapshot(baseline_route(r) for r in routes),
-            runtime=runtime_template(application, routes, self.mesh.templates[template].flags),
+            runtime=runtime,
+            baseline_runtime=type_snapshot((runtime.baseline,)),
             listeners={call.service: parse_address(call.listener) for call in calls},
         )
         _check(built)

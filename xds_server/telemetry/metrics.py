@@ -50,6 +50,7 @@ _RAW: Final = {
     "cluster.upstream_cx_tx_bytes_total": 7,
 }
 _ACTIVE: Final = "cluster.upstream_rq_active"
+_HOSTS: Final = "cluster.membership_healthy"
 _TIME: Final = "cluster.upstream_rq_time"
 
 
@@ -59,6 +60,7 @@ class _Reading:
     def __init__(self) -> None:
         self.counters: dict[ProviderName, list[float]] = {}
         self.active: dict[ProviderName, float] = {}
+        self.hosts: dict[ProviderName, float] = {}
         # Sum in ms, count, cumulative counts over our buckets.
         self.times: dict[ProviderName, tuple[float, int, list[float]]] = {}
 
@@ -67,13 +69,15 @@ class MetricsDecoder:
     """Decodes one stream's messages; the bases belong to all streams together.
 
     What cannot be true (NaN, negative, absurd) is dropped and counted, what is not a
-    provider's is ignored.
+    provider's is ignored. ``hosts`` are the healthy hosts per provider of the message that
+    was decoded last.
     """
 
     def __init__(self, bases: Bases, providers: frozenset[ProviderName]) -> None:
         self._bases, self._providers = bases, providers
         self.samples = 0
         self.dropped = 0
+        self.hosts: dict[ProviderName, float] = {}
 
     def decode(
         self, message: pb.StreamMetricsMessage, node_id: NodeId, now_s: float
@@ -85,6 +89,7 @@ class MetricsDecoder:
         reading = _Reading()
         for family in message.envoy_metrics:
             self._read(family, reading)
+        self.hosts = reading.hosts
         names = tuple(reading.counters)
         current = np.array(list(reading.counters.values())).reshape(len(names), len(_RAW))
         base = self._bases.get(node_id)
@@ -107,7 +112,7 @@ class MetricsDecoder:
     def _read(self, family: Any, reading: _Reading) -> None:
         name = family.name
         column = _RAW.get(name)
-        if column is None and name not in (_ACTIVE, _TIME):
+        if column is None and name not in (_ACTIVE, _HOSTS, _TIME):
             return
         for metric in family.metric:
             provider, code_class = _labels(metric)
@@ -120,6 +125,8 @@ class MetricsDecoder:
             value = metric.gauge.value if column is None else metric.counter.value
             if not 0.0 <= value <= ABSURD:  # false for NaN
                 self.dropped += 1
+            elif name == _HOSTS:
+                reading.hosts[provider] = value
             elif column is None:
                 reading.active[provider] = value
             else:

@@ -1,5 +1,6 @@
 """Where sidecars' statistics arrive: Envoy's metrics service."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias
 
 import grpc
@@ -29,6 +30,12 @@ class Sink(Protocol):
 
     def observe(self, batch: SampleBatch, now_s: float) -> None:
         """Take in what a sidecar counted."""
+        ...
+
+    def observe_hosts(
+        self, node_id: NodeId, hosts: Mapping[ProviderName, float], now_s: float
+    ) -> None:
+        """Take in how many healthy hosts a sidecar has, by provider."""
         ...
 
     def observe_load(self, node_id: NodeId, reports: list[LoadReport], now_s: float) -> None:
@@ -86,5 +93,6 @@ class MetricsService:
             self._tally.telemetry(
                 "metrics_service", messages=1, samples=decoder.samples, dropped=decoder.dropped
             )
+            self._sink.observe_hosts(node_id, decoder.hosts, now_s)
             if batch is not None:
                 self._sink.observe(batch, now_s)
