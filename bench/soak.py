@@ -19,6 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ class Soak:
         self._sidecars: list[Sidecar] = []
         self._generator = np.random.default_rng(options.seed)
         self.did: Counter[str] = Counter()
+        self._last = "nothing yet"
         self.rss_bytes: list[tuple[float, int]] = []  # by seconds since the start
-        self._stuck: list[str] = []
 
     async def run(self) -> dict[str, Any]:
         """Start everything, let it run, end it; return the figures."""
@@ -131,6 +132,7 @@ class Soak:
         config = self._folder / f"{node_id}.json"
         config.write_text(json.dumps(bootstrap))
         caller = Caller(f"http://127.0.0.1:{listen}/", self._options.rps)
+        caller.situation = partial(self._situation, node_id)
         sidecar = Sidecar(node_id, f"http://127.0.0.1:{admin}", config, caller, line)
         self._sidecars.append(sidecar)
         return sidecar
@@ -190,11 +192,19 @@ class Soak:
         await asyncio.sleep(DISRUPT_EVERY_S)
         await self._processes.kill(self._server)
         await self._serve()
-        self.did["control plane killed"] += 1
+        self._note("control plane killed")
         while True:
             for disturb in (self._kill_one, self._cut_half):
                 await asyncio.sleep(DISRUPT_EVERY_S)
                 await disturb()
+
+    def _situation(self, node_id: str) -> str:
+        at_s = time.monotonic() - self._began_s
+        return f"{at_s:.2f} s, {node_id}, step {self._world.steps}, {self._last}:"
+
+    def _note(self, what: str) -> None:
+        self.did[what] += 1
+        self._last = f"{what} at {time.monotonic() - self._began_s:.2f} s"
 
     async def _kill_one(self) -> None:
         sidecar = self._sidecars[int(self._generator.integers(len(self._sidecars)))]
@@ -204,12 +214,12 @@ class Soak:
         await self._processes.kill(sidecar.child)
         await self._start(sidecar)
         sidecar.caller.down = False
-        self.did["envoys killed"] += 1
+        self._note("envoys killed")
 
     async def _cut_half(self) -> None:
         for i in self._generator.permutation(len(self._sidecars))[::2]:
             self._sidecars[i].line.cut()
-            self.did["connections cut"] += 1
+            self._note("connections cut")
 
     async def _weigh(self) -> None:
         while True:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -92,6 +92,7 @@ class Caller:
     rps: float
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)  # the first ones
+    situation: Callable[[], str] = str  # says when, and what has just been done
     down: bool = False
     life: int = 0
 
@@ -108,8 +109,8 @@ class Caller:
         life = self.life
         try:
             async with session.get(self.url) as answer:
-                await answer.read()
-            failure = "" if answer.status == 200 else f"status {answer.status}"
+                text = await answer.text()
+            failure = "" if answer.status == 200 else f"status {answer.status} {text[:200]}"
         except (aiohttp.ClientError, TimeoutError) as error:
             failure = repr(error)
         if failure and (self.down or self.life != life):
@@ -119,4 +120,4 @@ class Caller:
         if failure:
             self.counts["failed"] += 1
             if len(self.failures) < FAILURES_KEPT:
-                self.failures.append(failure)
+                self.failures.append(f"{self.situation()} {failure}")

@@ -23,6 +23,14 @@ class Clock(Protocol):
         ...
 
 
+class Wakeup(Protocol):
+    """Who is to look again; an ``asyncio.Event`` is one."""
+
+    def set(self) -> None:
+        """Say that there may be something new; cheap, and harmless when repeated."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointUpdate:
     """The full set of a provider's endpoints, sorted and without duplicates."""

@@ -1,10 +1,10 @@
 """Open streams as the publisher knows them, and what outlives them."""
 
-import asyncio
 from collections import OrderedDict
 
 from xds_server.model.ids import GroupKey, NodeId, ProviderName
 from xds_server.model.snapshot import Node, Snapshot
+from xds_server.ports import Wakeup
 from xds_server.protocol.quarantine import Quarantine
 
 GONE_MAX = 1024
@@ -30,19 +30,19 @@ class NodeHandle:
         self.quarantine = quarantine
         self.masked: frozenset[ProviderName] = frozenset()  # in force in the snapshot
         self._snapshot = snapshot
-        self._wakeups: set[asyncio.Event] = set()
+        self._wakeups: set[Wakeup] = set()
 
     def snapshot(self) -> Snapshot:
         """Return what the node should have now."""
         return self._snapshot
 
-    def subscribe_wakeup(self, event: asyncio.Event) -> None:
-        """Set ``event`` whenever the snapshot or ``heartbeat_seq`` changes."""
-        self._wakeups.add(event)
+    def subscribe_wakeup(self, wakeup: Wakeup) -> None:
+        """Set ``wakeup`` whenever the snapshot or ``heartbeat_seq`` changes."""
+        self._wakeups.add(wakeup)
 
-    def unsubscribe_wakeup(self, event: asyncio.Event) -> None:
+    def unsubscribe_wakeup(self, wakeup: Wakeup) -> None:
         """Stop that."""
-        self._wakeups.discard(event)
+        self._wakeups.discard(wakeup)
 
     def show(self, snapshot: Snapshot) -> None:
         """Replace the snapshot; wakes streams if anything in it differs."""
@@ -55,8 +55,8 @@ class NodeHandle:
 
     def wake(self) -> None:
         """Make this node's streams look."""
-        for event in self._wakeups:
-            event.set()
+        for wakeup in self._wakeups:
+            wakeup.set()
 
 
 class Quarantines:

@@ -98,7 +98,11 @@ class DiscoveryServices:
     @property
     def streams(self) -> tuple[Stream, ...]:
         """Open streams whose node is known."""
-        return tuple(s for s in self._streams.values() if s.node is not None)
+        return tuple(s for s in self._reading if s.node is not None)
+
+    @property
+    def _reading(self) -> tuple[Stream, ...]:
+        return tuple(s for s in self._streams.values() if not s.stalled)
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new streams, and let open ones end; returns when none is left, or in time."""
@@ -106,7 +110,7 @@ class DiscoveryServices:
         for stream in tuple(self._streams.values()):
             stream.end()
         deadline_s = self._clock.now_s() + grace_s
-        while self._streams and self._clock.now_s() < deadline_s:
+        while self._reading and self._clock.now_s() < deadline_s:
             await self._clock.sleep_s(0.01)
 
     async def _serve(
@@ -131,15 +135,13 @@ class DiscoveryServices:
         self._streams[stream_id] = stream
         facts = {"stream_id": stream_id, "protocol": protocol, "peer": context.peer()}
         try:
-            await stream.run(requests, decode, context.write)
+            await stream.run(context.read, decode, context.write)
         except RemoteProtocolError as error:
             log.warning("xds.stream_refused", reason=str(error)[:2000], **facts)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:1000])
         except StreamStalledError:
-            node_id = stream.node.node_id if stream.node else ""
-            log.warning("xds.stream_stalled", node_id=node_id, **facts)
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the client does not read")
-        except (asyncio.CancelledError, grpc.aio.AbortError, grpc.aio.UsageError):
+        except (asyncio.CancelledError, grpc.aio.BaseError):  # the client is gone
             raise
         except Exception:  # ours: this stream ends, the others go on
             log.exception("xds.stream_failed", **facts)
@@ -158,7 +160,7 @@ class DiscoveryServices:
             return
         same = (
             s
-            for s in self._streams.values()
+            for s in self.streams
             if s is not stream and s.only is None and s.node and s.node.node_id == node.node_id
         )
         if any(same):
@@ -176,13 +178,20 @@ def decode_sotw(body: bytes) -> tuple[SotwRequest, Any]:
         version_info=message.version_info,
         error=_error(message),
     )
-    return request, message.node
+    return request, message.node if message.HasField("node") else None
+
+
+ACK_EXTRA_BYTES: Final = 4
+"""Of a request that is nothing but two short texts: a tag and a length for each."""
 
 
 def decode_delta(body: bytes) -> tuple[DeltaRequest, Any]:
     """Read a DeltaDiscoveryRequest. Raises RemoteProtocolError when it is none."""
     message = discovery_pb2.DeltaDiscoveryRequest()
     _parse(message, body)
+    type_url, nonce = message.type_url, message.response_nonce
+    if type_url and nonce and len(body) == len(type_url) + len(nonce) + ACK_EXTRA_BYTES:
+        return DeltaRequest(type_url=type_url, response_nonce=nonce), None
     request = DeltaRequest(
         type_url=message.type_url,
         subscribe=tuple(message.resource_names_subscribe),
@@ -191,7 +200,7 @@ def decode_delta(body: bytes) -> tuple[DeltaRequest, Any]:
         response_nonce=message.response_nonce,
         error=_error(message),
     )
-    return request, message.node
+    return request, message.node if message.HasField("node") else None
 
 
 _PROTOCOLS: Final[dict[str, tuple[type[StreamMachine], Decode]]] = {

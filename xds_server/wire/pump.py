@@ -1,22 +1,27 @@
 """One stream: bytes in, bytes out, and the state machine between them.
 
-Two tasks share the machine: the reader applies each request as it comes, the writer sends
-what ``poll`` says. Requests never wait for pushes. Nothing queues: what is to be sent is the
-difference between what the client has and the newest snapshot, so any number of changes while
-a client is slow become one response. A client that does not read is ended, not waited for.
+Two tasks share the machine: the reader applies each request as it comes, and a writer exists
+while there is something to send. Requests never wait for pushes. Nothing queues: what is to be
+sent is the difference between what the client has and the newest snapshot, so any number of
+changes while a client is slow become one response, and one response at a time is handed to the
+transport. A client that does not read is ended, not waited for.
+
+What is done once per push and ACK is kept short: no timer, no task that waits, no log call.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import structlog
+from grpc.aio import EOF, BaseError
 
 from xds_server.errors import RemoteProtocolError
 from xds_server.model.ids import RTDS, TypeUrl
 from xds_server.model.snapshot import Node, Snapshot
-from xds_server.ports import Clock
-from xds_server.protocol.events import Event, Nacked, Quarantined, UnknownType
+from xds_server.ports import Clock, Wakeup
+from xds_server.protocol.events import Acked, Event, Nacked, Quarantined, UnknownType
 from xds_server.protocol.messages import DeltaRequest, Response, SotwRequest
 from xds_server.protocol.quarantine import Quarantine
 from xds_server.protocol.status import Progress, ResourceState
@@ -24,10 +29,15 @@ from xds_server.protocol.stream import StreamMachine
 from xds_server.wire.node import read_node
 
 log = structlog.get_logger()
+_root = logging.getLogger()  # has the level that structlog filters by, and answers faster
 
 Request: TypeAlias = SotwRequest | DeltaRequest
 Decode: TypeAlias = Callable[[bytes], tuple[Request, Any]]
-"""Bytes to the request and its Node message; raises RemoteProtocolError."""
+"""Bytes to the request and its Node message, or None; raises RemoteProtocolError."""
+Read: TypeAlias = Callable[[], Awaitable[Any]]
+"""The next request's bytes; ``grpc.aio.EOF`` when there are no more."""
+Write: TypeAlias = Callable[[bytes], Any]
+"""Returns when the transport has taken the bytes."""
 LARGE_BYTES = 4 * 2**20
 """Clients built on gRPC's C-core cancel the stream at a larger response, without a word."""
 
@@ -44,11 +54,11 @@ class Handle(Protocol):
         """Return what the node should have now."""
         ...
 
-    def subscribe_wakeup(self, event: asyncio.Event) -> None:
-        """Set ``event`` whenever the snapshot or ``heartbeat_seq`` changes."""
+    def subscribe_wakeup(self, wakeup: Wakeup) -> None:
+        """Set ``wakeup`` whenever the snapshot or ``heartbeat_seq`` changes."""
         ...
 
-    def unsubscribe_wakeup(self, event: asyncio.Event) -> None:
+    def unsubscribe_wakeup(self, wakeup: Wakeup) -> None:
         """Stop that."""
         ...
 
@@ -126,7 +136,35 @@ class StreamStalledError(Exception):
 class Stream:
     """One discovery stream while it is open; ``only`` is the type of one that has just one."""
 
-    _handle: Any  # of the source's own kind; None before the first request
+    __slots__ = (
+        "_again",
+        "_announced",
+        "_clock",
+        "_done",
+        "_ended",
+        "_flagged",
+        "_handle",
+        "_heartbeats_seen",
+        "_loop",
+        "_machine",
+        "_observer",
+        "_outcome",
+        "_scheduled",
+        "_source",
+        "_stall_timer",
+        "_stalled",
+        "_tape",
+        "_timer",
+        "_write",
+        "_write_timeout_s",
+        "_writer",
+        "_writing_since_s",
+        "node",
+        "only",
+        "opened_at_s",
+        "protocol",
+        "stream_id",
+    )
 
     def __init__(
         self,
@@ -149,11 +187,16 @@ class Stream:
         self._machine, self._source, self._observer = machine, source, observer
         self._clock, self._write_timeout_s = clock, write_timeout_s
         self._announced, self._tape = announced, tape
-        self._handle = None
-        self._wake = asyncio.Event()
-        self._ended = False
+        self._handle: Any = None  # of the source's own kind; None before the first request
         self._heartbeats_seen = 0
-        self._flagged: set[str] = set()  # what is said once per stream
+        self._flagged: set[str] | None = None  # what is said once per stream
+        self._ended = self._stalled = False
+        self._scheduled = self._again = False  # a look is due: soon, or after this writing
+        self._outcome: tuple[str, Exception | None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._writing_since_s = 0.0
 
     def progress(self) -> Mapping[str, Progress]:
         """How far the client is, by type URL."""
@@ -173,87 +216,102 @@ class Stream:
         """How long clusters stay that the client's routes no longer name."""
         return self._machine.drain_s
 
+    @property
+    def stalled(self) -> bool:
+        """Whether it is over for a client that does not read, and so does not know it yet."""
+        return self._stalled
+
     def end(self) -> None:
         """Let the stream finish cleanly, once what it is sending is sent."""
         self._ended = True
-        self._wake.set()
+        self.set()
 
-    async def run(
-        self,
-        requests: AsyncIterator[bytes],
-        decode: Decode,
-        write: Callable[[bytes], Any],
-    ) -> None:
+    async def run(self, read: Read, decode: Decode, write: Write) -> None:
         """Serve until the client leaves, errs or stalls.
 
         Raises RemoteProtocolError when the client broke the rules, StreamStalledError when
-        it stopped reading.
+        it stopped reading, and reads again: before that, gRPC can not tell it anything.
         """
-        reader = asyncio.create_task(self._read(requests, decode))
-        reader.add_done_callback(lambda _: self._wake.set())
-        reason = "error"
+        self._loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[None] = self._loop.create_future()
+        self._write = write
+        reader = self._loop.create_task(self._read(read, decode))
         try:
-            await self._write_until_end(reader, write)
-            reason = "drained" if self._ended else "client"
-        except RemoteProtocolError:
-            reason = "protocol"
-            raise
-        except StreamStalledError:
-            reason = "stalled"
-            raise
+            await self._done
         except asyncio.CancelledError:
-            reason = "client"
+            self._outcome = ("client", None)
             raise
         finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
-            self._close(reason)
+            tasks = [task for task in (reader, self._writer) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._close(self._outcome[0] if self._outcome else "error")
 
-    async def _read(self, requests: AsyncIterator[bytes], decode: Decode) -> None:
-        async for body in requests:
-            request, node_message = decode(body)
-            if self._handle is None:
-                self._announce(node_message)
-            elif node_message.id and self.node and node_message.id != self.node.node_id:
-                self._flag("xds.node_changed", other=node_message.id[:200])
-            now_s = self._clock.now_s()
-            if self._tape is not None:
-                self._tape.received(self, body, now_s)
-            self._apply(request, now_s)
-            self._wake.set()
+    # -- reading ---------------------------------------------------------------------
+
+    async def _read(self, read: Read, decode: Decode) -> None:
+        try:
+            while (body := await read()) is not EOF:
+                if self._stalled:
+                    continue
+                request, node_message = decode(body)
+                if self._handle is None:
+                    self._announce(node_message)
+                elif node_message is not None:
+                    self._recognise(node_message)
+                now_s = self._clock.now_s()
+                if self._tape is not None:
+                    self._tape.received(self, body, now_s)
+                self._apply(request, now_s)
+                self._look()
+        except RemoteProtocolError as error:
+            self._finish("protocol", error)
+        except Exception as error:  # noqa: BLE001 - ``run`` raises it
+            self._finish("error", error)
+        else:
+            self._finish("client")
+
+    def _recognise(self, node_message: Any) -> None:
+        if node_message.id and self.node and node_message.id != self.node.node_id:
+            self._flag("xds.node_changed", other=node_message.id[:200])
 
     def _announce(self, node_message: Any) -> None:
-        node = read_node(node_message)
-        if not node.node_id:
+        if node_message is None or not node_message.id:
             raise RemoteProtocolError("the first request of a stream needs node.id")
+        node = read_node(node_message)
         self._handle = self._source.connect(node)
         self._heartbeats_seen = self._handle.heartbeat_seq
         self.node = node
         self._machine.use(self._handle.quarantine)
-        self._handle.subscribe_wakeup(self._wake)
+        self._handle.subscribe_wakeup(self)
         self._observer.opened(self)
         self._announced(self)
         if self._tape is not None:
             self._tape.opened(self, node)
 
-    def _flag(self, event: str, key: str = "", **facts: object) -> None:
-        """Log something that may repeat, once per stream."""
-        if event + key not in self._flagged:
-            self._flagged.add(event + key)
-            node_id = self.node.node_id if self.node else ""
-            log.warning(event, node_id=node_id, stream_id=self.stream_id, **facts)
-
     def _apply(self, request: Request, now_s: float) -> None:
         runtime_before = self._machine.subscribes_to(RTDS)
         for event in self._machine.receive(request, now_s):
             self._observer.received(self, event)
-            self._report(event)
-        if self._handle and not runtime_before and self._machine.subscribes_to(RTDS):
+            if type(event) is not Acked or _root.isEnabledFor(logging.DEBUG):
+                self._report(event)
+        if not runtime_before and self._handle and self._machine.subscribes_to(RTDS):
             self._source.uses_runtime(self._handle)
 
+    def _flag(self, event: str, key: str = "", **facts: object) -> None:
+        """Log something that may repeat, once per stream."""
+        if self._flagged is None:
+            self._flagged = set()
+        if event + key not in self._flagged:
+            self._flagged.add(event + key)
+            log.warning(event, **self._names(), **facts)
+
+    def _names(self) -> dict[str, object]:
+        return {"node_id": self.node.node_id if self.node else "", "stream_id": self.stream_id}
+
     def _report(self, event: Event) -> None:
-        node_id = self.node.node_id if self.node else ""
-        facts = {"node_id": node_id, "stream_id": self.stream_id}
+        facts = self._names()
         match event:
             case Nacked(type_url, version, names, error):
                 log.warning(
@@ -279,19 +337,35 @@ class Stream:
             case _:
                 log.debug("xds.event", kind=type(event).__name__, type_url=event.type_url, **facts)
 
-    async def _write_until_end(
-        self, reader: asyncio.Task[None], write: Callable[[bytes], Any]
-    ) -> None:
-        while True:
-            self._wake.clear()
-            if reader.done():
-                reader.result()  # raises what the reader raised
-                return
-            for response in self._due():
-                await self._send(response, write)
-            if self._ended:
-                return
-            await self._wait()
+    # -- writing ---------------------------------------------------------------------
+
+    def set(self) -> None:
+        """Look soon what is due: what the source calls after changes, however many."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._scheduled = False
+        self._look()
+
+    def _look(self) -> None:
+        """Send what is due now; while something is being sent, afterwards."""
+        if self._writer is not None:
+            self._again = True
+            return
+        if self._outcome is not None or self._stalled:
+            return
+        try:
+            responses = self._due()
+        except Exception as error:  # noqa: BLE001 - ``run`` raises it
+            self._finish("error", error)
+            return
+        if responses:
+            self._again = False
+            self._writer = self._loop.create_task(self._send(responses))
+        elif self._ended:
+            self._finish("drained")
 
     def _due(self) -> list[Response]:
         if self._handle is None:
@@ -304,44 +378,101 @@ class Stream:
             responses += self._machine.heartbeat(snapshot, now_s)
         if self._tape is not None:
             self._tape.polled(self, snapshot, now_s, heartbeat, responses)
+        deadline_s = self._machine.next_deadline_s(now_s)
+        if deadline_s is not None:
+            self._look_by(self._loop.time() + max(deadline_s - now_s, 0.0) + 0.001)
         return responses
 
-    async def _send(self, response: Response, write: Callable[[bytes], Any]) -> None:
+    def _look_by(self, at_s: float) -> None:
+        """Look at that time of the loop; one timer, which may go off earlier, for nothing."""
+        if self._timer is not None:
+            if self._timer.when() <= at_s:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at_s, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        self._timer = None
+        self._look()
+
+    async def _send(self, responses: list[Response]) -> None:
+        """Write these, and what has become due when they are written."""
         try:
-            async with asyncio.timeout(self._write_timeout_s):
-                await write(response.payload)
-        except TimeoutError:
-            raise StreamStalledError from None
+            while responses:
+                for response in responses:
+                    self._writing_since_s = self._loop.time()
+                    if self._stall_timer is None:
+                        self._watch_writing(self._write_timeout_s)
+                    await self._write(response.payload)
+                    if self._stalled:
+                        break
+                    self._sent(response)
+                if self._stalled or self._outcome is not None or not self._again:
+                    break
+                self._again = False
+                responses = self._due()
+        except Exception as error:  # noqa: BLE001 - ``run`` raises it
+            self._writer = None
+            self._finish("client" if isinstance(error, BaseError) else "error", error)
+        else:
+            self._writer = None
+            if self._stalled:
+                self._resolve("stalled", StreamStalledError())
+            elif self._outcome is not None:
+                self._resolve(*self._outcome)
+            elif self._ended:
+                self._finish("drained")
+
+    def _sent(self, response: Response) -> None:
         self._observer.sent(self, response)
         if response.unwedge:
-            node_id = self.node.node_id if self.node else ""
-            log.warning(
-                "xds.unwedged",
-                node_id=node_id,
-                stream_id=self.stream_id,
-                clusters=response.names[:16],
-            )
-        if len(response.payload) > LARGE_BYTES:
-            size = len(response.payload)
-            self._flag(
-                "xds.large_response", response.type_url, type_url=response.type_url, size_bytes=size
-            )
+            log.warning("xds.unwedged", clusters=response.names[:16], **self._names())
+        size = len(response.payload)
+        if size > LARGE_BYTES:
+            url = response.type_url
+            self._flag("xds.large_response", url, type_url=url, size_bytes=size)
 
-    async def _wait(self) -> None:
-        now_s = self._clock.now_s()
-        deadline = self._machine.next_deadline_s(now_s)
-        if deadline is None:
-            await self._wake.wait()
+    # -- ending ----------------------------------------------------------------------
+
+    def _watch_writing(self, in_s: float) -> None:
+        self._stall_timer = self._loop.call_later(in_s, self._still_writing)
+
+    def _still_writing(self) -> None:
+        """One timer for all writes: if it goes off in time, it is set again."""
+        self._stall_timer = None
+        if self._writer is None:
             return
-        try:
-            async with asyncio.timeout(max(deadline - now_s, 0.0) + 0.001):
-                await self._wake.wait()
-        except TimeoutError:
-            return
+        left_s = self._writing_since_s + self._write_timeout_s - self._loop.time()
+        if left_s > 0.001:
+            self._watch_writing(left_s)
+        else:
+            # The write stays with gRPC, which takes no other word for the client before that
+            # is gone. All else is given back now.
+            self._stalled = True
+            log.warning("xds.stream_stalled", protocol=self.protocol, **self._names())
+            self._close("stalled")
+
+    def _finish(self, reason: str, error: Exception | None = None) -> None:
+        """End the stream, after the write that is under way: gRPC takes one thing at a time."""
+        if self._outcome is None:
+            self._outcome = (reason, error)
+        if self._writer is None:
+            self._resolve(*self._outcome)
+
+    def _resolve(self, reason: str, error: Exception | None) -> None:
+        if not self._done.done():
+            if error is not None:
+                self._done.set_exception(error)
+            else:
+                self._done.set_result(None)
 
     def _close(self, reason: str) -> None:
+        for timer in (self._timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._stall_timer = None
         if self._handle is not None and self.node is not None:
-            self._handle.unsubscribe_wakeup(self._wake)
+            self._handle.unsubscribe_wakeup(self)
             self._source.disconnect(self._handle)
             self._handle = None
             self._observer.closed(self, reason)

@@ -11,11 +11,25 @@ from xds_server.wire.pump import Stream
 log = structlog.get_logger()
 
 
+class _OfType:
+    """What is counted for every push and ACK, of one type: found once, since that costs most."""
+
+    __slots__ = ("ack", "ack_latency", "push", "push_bytes", "request")
+
+    def __init__(self, m: Metrics, kind: str) -> None:
+        self.request = m.requests_total.labels(kind).inc
+        self.ack = m.acks_total.labels(kind).inc
+        self.ack_latency = m.ack_latency_seconds.labels(kind).observe
+        self.push = m.responses_total.labels(kind, "push").inc
+        self.push_bytes = m.push_bytes_total.labels(kind).inc
+
+
 class Recorder:
     """Observer of streams and tally of telemetry, into metrics."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._of = {url: _OfType(metrics, kind) for url, kind in SHORT.items()}
 
     def opened(self, stream: Stream) -> None:
         """A node announced itself on a new stream."""
@@ -27,26 +41,32 @@ class Recorder:
         if isinstance(event, UnknownType):
             m.unknown_types_total.inc()
             return
-        kind = SHORT[event.type_url]
-        if isinstance(event, Quarantined):
-            m.quarantined_total.labels(kind).inc()
-            return
-        m.requests_total.labels(kind).inc()
+        series = self._of[event.type_url]
         match event:
             case Acked(latency_s=latency_s):
-                m.acks_total.labels(kind).inc()
-                m.ack_latency_seconds.labels(kind).observe(latency_s)
+                series.request()
+                series.ack()
+                series.ack_latency(latency_s)
+            case Quarantined():
+                m.quarantined_total.labels(SHORT[event.type_url]).inc()
             case Nacked():
-                m.nacks_total.labels(kind).inc()
+                series.request()
+                m.nacks_total.labels(SHORT[event.type_url]).inc()
             case Stale():
-                m.stale_total.labels(kind).inc()
+                series.request()
+                m.stale_total.labels(SHORT[event.type_url]).inc()
+            case _:
+                series.request()
 
     def sent(self, stream: Stream, response: Response) -> None:
         """A response was handed to the transport."""
-        kind = SHORT[response.type_url]
-        how = "heartbeat" if response.heartbeat else "unwedge" if response.unwedge else "push"
-        self._metrics.responses_total.labels(kind, how).inc()
-        self._metrics.push_bytes_total.labels(kind).inc(len(response.payload))
+        series = self._of[response.type_url]
+        if response.heartbeat or response.unwedge:
+            how = "heartbeat" if response.heartbeat else "unwedge"
+            self._metrics.responses_total.labels(SHORT[response.type_url], how).inc()
+        else:
+            series.push()
+        series.push_bytes(len(response.payload))
 
     def closed(self, stream: Stream, reason: str) -> None:
         """The stream ended."""
