@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +53,9 @@ class Sums:
 
     def observe_load(self, node_id: NodeId, reports: Iterable[LoadReport], now_s: float) -> None:
         self.registry.observe_load(node_id, reports, now_s)
+
+    def observe_hosts(self, node_id: NodeId, hosts: Mapping[str, float], now_s: float) -> None:
+        self.registry.observe_hosts(node_id, hosts, now_s)
 
     def of(self, provider: ProviderName, counter: str) -> int:
         counts = self.counts.get(provider, np.zeros(len(COUNTERS)))

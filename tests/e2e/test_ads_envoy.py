@@ -1,5 +1,6 @@
 """A real Envoy on our ADS: it starts, follows, refuses, survives us, and falls back."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path

@@ -74,7 +74,13 @@ class ControlPlane:
         self.tape: TapeRecorder | None = None
         if record is not None:
             self.tape = TapeRecorder(record, self.metrics, clock, max_bytes=record_max_bytes)
-        self.ads = DiscoveryServices(self, recorder, clock, tape=self.tape)
+        self.ads = DiscoveryServices(
+            self,
+            recorder,
+            clock,
+            cluster_drain_s=lambda: self.mesh.engine.cluster_drain_s,
+            tape=self.tape,
+        )
         self.metrics_service = MetricsService(self.registry, recorder, clock)
         self.load_stats = LoadReportingService(
             self.registry, recorder, clock, lambda: self.mesh.telemetry.load_report_interval_s

@@ -46,6 +46,7 @@ class EngineSection(Section):
     min_share_ratio: Annotated[float, Field(ge=0.0, le=0.1)] = 0.002
     weights_ttl_s: Annotated[float, Field(gt=0.0, le=86400.0)] = 10.0
     weights_via: Literal["rtds", "rds", "auto"] = "auto"
+    cluster_drain_s: Annotated[float, Field(ge=0.0, le=3600.0)] = 5.0
 
 
 class TelemetrySection(Section):

@@ -125,6 +125,7 @@ class EngineSettings:
     min_share_ratio: float = 0.002
     weights_ttl_s: float = 10.0
     weights_via: WeightsVia = WeightsVia.AUTO
+    cluster_drain_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
