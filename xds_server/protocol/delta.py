@@ -1,7 +1,6 @@
 """Server side of an incremental stream."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Final
 
 from xds_server.model.ids import ECDS, RDS, VHDS, Nonce, ResourceName, TypeUrl, Version
@@ -109,16 +108,21 @@ class DeltaStream(StreamMachine):
     def _missing(self, state: TypeState, target: Target) -> Update:
         wanted, asked, held = target.wanted, state.asked, target.held
         changed = tuple(
-            r
-            for name, r in wanted.items()
-            if name not in held
-            and (
-                name in asked
-                or (s := state.sent.get(name)) is None
-                or s.version != r.version
-                or (r.aliases and not asked.isdisjoint(r.aliases))
-            )
+            [  # a list is made faster than a generator is run
+                r
+                for name, r in wanted.items()
+                if name not in held
+                and (
+                    (s := state.sent.get(name)) is None
+                    or s.version != r.version
+                    or name in asked
+                    or (r.aliases and not asked.isdisjoint(r.aliases))
+                )
+            ]
         )
+        names = state.subscription.names
+        if state.sent.keys() <= wanted.keys() and names <= wanted.keys() and not asked:
+            return Update(changed, (), state.owed, target.deviates)
         gone = state.sent.keys() - wanted.keys() - target.kept
         unknown = (state.subscription.names | asked) - wanted.keys() - state.missing_told
         unknown -= target.kept & state.sent.keys()
@@ -133,15 +137,18 @@ class DeltaStream(StreamMachine):
 
     def _chunks(self, update: Update) -> Iterator[Update]:
         """Cut by size; names are taken away last."""
+        if len(update.resources) <= 1:
+            yield update
+            return
         chunk: list[Resource] = []
         size = 0
         for resource in update.resources:
             if chunk and size + len(resource.body) > SPLIT_BYTES:
-                yield replace(update, resources=tuple(chunk), removed=())
+                yield Update(tuple(chunk), (), update.owed, update.deviates)
                 chunk, size = [], 0
             chunk.append(resource)
             size += len(resource.body)
-        yield replace(update, resources=tuple(chunk))
+        yield Update(tuple(chunk), update.removed, update.owed, update.deviates)
 
     def _encode(self, state: TypeState, version: Version, nonce: Nonce, update: Update) -> bytes:
         type_url, removed = state.subscription.type_url, update.removed

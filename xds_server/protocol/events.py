@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from xds_server.model.ids import Nonce, ResourceName, TypeUrl, Version
+from xds_server.model.record import record
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class Subscribed:
     wildcard: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Acked:
     """The client applied a response."""
 

@@ -26,12 +26,19 @@ def varint(value: int) -> bytes:
 
 def field(number: int, body: bytes) -> bytes:
     """One length-delimited field."""
+    size = len(body)
+    if number < 16 and size < 0x80:
+        return bytes((number << 3 | 2, size)) + body
     return varint(number << 3 | 2) + varint(len(body)) + body
 
 
 def text(number: int, value: str) -> bytes:
     """A string field; an empty string is not written."""
     return field(number, value.encode()) if value else b""
+
+
+_shared = lru_cache(maxsize=FRAMES_KEPT)(text)
+"""``text`` for what many responses have in common."""
 
 
 def _any(type_url: str, body: bytes) -> bytes:
@@ -97,7 +104,12 @@ def sotw_response(
 ) -> bytes:
     """Encode a DiscoveryResponse."""
     return b"".join(
-        (text(1, version_info), *map(_sotw_frame, resources), text(4, type_url), text(5, nonce))
+        (
+            _shared(1, version_info),
+            *map(_sotw_frame, resources),
+            _shared(4, type_url),
+            text(5, nonce),
+        )
     )
 
 
@@ -110,16 +122,13 @@ def delta_response(
     unresolvable: Iterable[str] = (),
 ) -> bytes:
     """Encode a DeltaDiscoveryResponse; ``unresolvable`` are aliases of nothing."""
-    return b"".join(
-        (
-            text(1, version_info),
-            *map(_delta_frame, resources),
-            *(field(2, unresolved(alias)) for alias in unresolvable),
-            text(4, type_url),
-            text(5, nonce),
-            *(field(6, name.encode()) for name in removed),
-        )
-    )
+    parts = [_shared(1, version_info), *map(_delta_frame, resources)]
+    if unresolvable:
+        parts += [field(2, unresolved(alias)) for alias in unresolvable]
+    parts += (_shared(4, type_url), text(5, nonce))
+    if removed:
+        parts += [field(6, name.encode()) for name in removed]
+    return b"".join(parts)
 
 
 def delta_heartbeat(

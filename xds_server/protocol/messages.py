@@ -1,12 +1,13 @@
 """Requests as the state machines read them, and responses as they leave."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xds_server.model.ids import Nonce, ResourceName, TypeUrl, Version
+from xds_server.model.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SotwRequest:
     """The parts of a DiscoveryRequest that decide something."""
 
@@ -17,7 +18,7 @@ class SotwRequest:
     error: str | None = None  # error_detail.message; None: no error_detail
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeltaRequest:
     """The parts of a DeltaDiscoveryRequest that decide something."""
 
@@ -29,7 +30,7 @@ class DeltaRequest:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Response:
     """One serialised response, and what is in it."""
 

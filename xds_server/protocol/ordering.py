@@ -70,6 +70,11 @@ class Gate:
     leaving: dict[tuple[TypeUrl, ResourceName], float] = field(default_factory=dict)
     """Since when nothing names them any more: they drain."""
 
+    @property
+    def open(self) -> bool:
+        """Whether nothing waits here."""
+        return self.pointers.since_s is None and self.removals.since_s is None and not self.leaving
+
     def draining(self, gone: Names, drain_s: float, now_s: float) -> Names:
         """Those of ``gone``, which nothing names, that are not drained yet."""
         keys = {(url, name) for url, names in gone.items() for name in names}

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from xds_server.model.ids import Nonce, ResourceName, Version
+from xds_server.model.record import record
 from xds_server.model.snapshot import Resource, TypeSnapshot
 from xds_server.protocol.recovery import Recovery
 from xds_server.protocol.subscription import Subscription
@@ -14,7 +15,7 @@ IN_FLIGHT_MAX = 8
 """Unanswered responses per type after which nothing more of it is sent."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class InFlight:
     """A response that was not answered yet."""
 
@@ -29,7 +30,7 @@ class InFlight:
         return tuple(r.name for r in self.resources)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Sent:
     """What the client was last told about a resource; the body if this stream sent it.
 
@@ -54,6 +55,7 @@ class TypeState:
     missing_told: set[ResourceName] = field(default_factory=set)
     asked: set[ResourceName] = field(default_factory=set)  # to answer, changed or not
     owed: bool = False  # an answer even if there is nothing in it
+    waits: bool = False  # there is more, for when the last responses are answered
     partial: bool = False  # the last update did not fit: there is more of it
     in_flight: dict[Nonce, InFlight] = field(default_factory=dict)  # in the order of sending
     nonce: Nonce = ""
@@ -105,7 +107,7 @@ class TypeState:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Update:
     """What one type needs: resources to send and names to take away."""
 
@@ -123,7 +125,7 @@ class Update:
         return bool(self.resources or self.removed or self.owed)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Target:
     """What a client should have of one type now, as far as it may."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from xds_server.errors import RemoteProtocolError
 from xds_server.model.ids import CDS, EDS, LDS, SHORT, Nonce, ResourceName, TypeUrl, Version
-from xds_server.model.snapshot import Resource, Snapshot, TypeSnapshot
+from xds_server.model.snapshot import EMPTY, Resource, Snapshot, TypeSnapshot
 from xds_server.protocol.events import Acked, Event, Nacked, Quarantined, Stale
 from xds_server.protocol.holds import NONE, Holds
 from xds_server.protocol.messages import Response
@@ -91,6 +91,8 @@ class StreamMachine(Holds):
 
     def poll(self, snapshot: Snapshot, now_s: float) -> list[Response]:
         """Return what to send now, in order; sending is assumed to succeed or end the stream."""
+        if self._idle(snapshot):
+            return []
         responses: list[Response] = []
         unwedged = self._unwedge(snapshot, now_s)
         if not self._targets_unsettled(snapshot):
@@ -98,12 +100,26 @@ class StreamMachine(Holds):
         kept = self._kept(snapshot, now_s)
         for type_url in ORDER:
             state = self._types.get(type_url)
-            if state is None or state.settled is snapshot.of(type_url) or state.blocked(now_s):
+            if state is None or state.settled is snapshot.of(type_url):
+                continue
+            state.waits = state.blocked(now_s)
+            if state.waits:
                 continue
             responses += self._serve(state, snapshot, kept.get(type_url, NONE), now_s)
         if unwedged:
             responses = [replace(r, unwedge=r.type_url == EDS) for r in responses]
         return responses
+
+    def _idle(self, snapshot: Snapshot) -> bool:
+        """Whether there is plainly nothing to do, which is so after most requests."""
+        cds = self._types.get(CDS)
+        if not self._gate.open or (cds is not None and cds.in_flight):
+            return False
+        part_of = snapshot.types.get
+        for type_url, state in self._types.items():
+            if state.settled is not part_of(type_url, EMPTY):
+                return False
+        return True
 
     def heartbeat(self, snapshot: Snapshot, now_s: float) -> list[Response]:
         """Return responses that extend the TTL of what the client has and may keep."""
@@ -129,17 +145,18 @@ class StreamMachine(Holds):
 
     def next_deadline_s(self, now_s: float) -> float | None:
         """When to poll again though nothing happened; None: never."""
-        waits = self._gate.deadlines(self._drain_s, now_s)
+        waits = [] if self._gate.open else self._gate.deadlines(self._drain_s, now_s)
         for state in self._types.values():
             if not state.in_flight:
                 continue
-            newest_s = next(reversed(state.in_flight.values())).sent_at_s
-            waits.append(newest_s + PIPELINE_AFTER_S)
+            if state.waits:
+                newest_s = next(reversed(state.in_flight.values())).sent_at_s
+                waits.append(newest_s + PIPELINE_AFTER_S)
             if state.recovery is not None:
                 waits.append(state.recovery.since_s + HOLD_MAX_S)
             if state.subscription.type_url == CDS and state.oldest_s is not None:
                 waits.append(max(state.oldest_s, self._unwedged_at_s) + SILENT_AFTER_S)
-        return min((w for w in waits if w > now_s), default=None)
+        return min((w for w in waits if w > now_s), default=None) if waits else None
 
     # -- requests --------------------------------------------------------------------
 
@@ -241,11 +258,16 @@ class StreamMachine(Holds):
             state.resumed = False
             return []
         state.resumed = False
-        update = self._passing(state, update, snapshot, now_s)
-        if not update:
+        passing = self._passing(state, update, snapshot, now_s)
+        if not passing:
             return []
-        state.settled = None  # what it was settled on may come back, the very same object
-        responses = self._send(state, part, update, now_s)
+        # What it was settled on may come back, the very same object.
+        state.settled = None
+        responses = self._send(state, part, passing, now_s)
+        if passing is update and not (
+            kept or state.partial or state.recovery is not None or self._quarantine
+        ):
+            state.settled = part
         if offered and state.recovery is not None:
             state.recovery.nonce, state.recovery.since_s = responses[-1].nonce, now_s
         return responses
@@ -288,15 +310,15 @@ class StreamMachine(Holds):
             return update
         if state.owed or (type_url == LDS and state.asked & update.names):
             return update
-        return replace(
-            update,
-            resources=tuple(
+        return Update(
+            tuple(
                 r
                 for r in update.resources
                 if r.name in state.asked or not state.asked.isdisjoint(r.aliases)
             ),
-            removed=tuple(name for name in update.removed if name in state.asked),
-            owed=False,
+            tuple(name for name in update.removed if name in state.asked),
+            False,
+            update.deviates,
         )
 
     def _send(
