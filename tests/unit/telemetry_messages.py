@@ -21,6 +21,9 @@ COUNTERS = {
 }
 
 
+NOW_MS = 1_760_000_000_000
+
+
 class Message:
     """One StreamMetricsMessage while it is built."""
 
@@ -75,7 +78,7 @@ class Message:
         return parse_metrics(self.body)
 
     def _metric(self, name: str, provider: str | None) -> Any:
-        metric = self._message.envoy_metrics.add(name=name).metric.add()
+        metric = self._message.envoy_metrics.add(name=name).metric.add(timestamp_ms=NOW_MS)
         if provider is not None:
             metric.label.add(name="envoy.cluster_name", value=provider)
         return metric

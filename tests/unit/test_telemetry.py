@@ -9,8 +9,9 @@ from tests.unit.telemetry_messages import Message
 from xds_server.errors import RemoteProtocolError
 from xds_server.model.telemetry import COUNTERS, LATENCY_BUCKETS_MS, LoadReport, SampleBatch
 from xds_server.telemetry.counters import NODES_KEPT, Bases
+from xds_server.telemetry.layout import Layouts
 from xds_server.telemetry.load import parse_load_stats, read_reports
-from xds_server.telemetry.metrics import METRICS_MAX, MetricsDecoder, parse_metrics
+from xds_server.telemetry.metrics import MESSAGE_MAX_BYTES, MetricsDecoder, parse_metrics
 from xds_server.wire.node import parse_node
 
 PRICE = "named_metrics.price_per_million_requests_usd"
@@ -25,7 +26,7 @@ class Stream:
 
     def say(self, message: Message, *, after_s: float = 1.0) -> SampleBatch | None:
         self.now_s += after_s
-        return self.decoder.decode(message.ours, "n1", self.now_s)
+        return self.decoder.decode(message.body, "n1", self.now_s)
 
     def increments(self, message: Message, **late: float) -> dict[str, dict[str, float]]:
         batch = self.say(message, **late)
@@ -181,21 +182,59 @@ def test_a_message_without_providers_is_an_empty_batch() -> None:
     assert batch.counts.shape == (0, len(COUNTERS))
 
 
-def test_a_message_with_too_many_metrics_is_dropped_whole() -> None:
+def test_a_message_that_is_too_large_is_refused_unread() -> None:
     stream = Stream()
     stream.say(Message().counts("a", total=1))
-    message = Message().counts("a", total=5).ours
-    family = message.envoy_metrics[0].SerializeToString()
-    body = b"".join((b"\x12", bytes([len(family)]), family)) * (METRICS_MAX + 1)
-    assert stream.decoder.decode(parse_metrics(body), "n1", 5.0) is None
-    assert stream.decoder.dropped == METRICS_MAX + 1
+    body = Message().counts("a", total=5).body.ljust(MESSAGE_MAX_BYTES + 1, b"\x00")
+    with pytest.raises(RemoteProtocolError, match="8 MiB"):
+        stream.decoder.decode(body, "n1", 5.0)
     assert stream.increments(Message().counts("a", total=6))["a"]["requests"] == 5
+
+
+def flush(*providers: str, total: float = 1.0) -> bytes:
+    message = Message()
+    for name in providers:
+        message.counts(name, total=total, _5xx=total).active(name, total)
+        message.times(name, range(1, 27), sum_ms=total)
+    return message.body
+
+
+def test_streams_that_write_alike_share_a_layout_until_the_providers_change() -> None:
+    layouts, both = Layouts(), frozenset({"a", "b"})
+    first = layouts.learn(flush("a", "b"), 0, both)
+    assert first is not None
+    assert layouts.learn(flush("a", "b", total=9.0), 0, both) is first
+    assert layouts.learn(flush("b", "a"), 0, both) is not first
+    fewer = layouts.learn(flush("a", "b"), 0, frozenset({"a"}))
+    assert fewer is not None
+    assert fewer.names == ("a",)
+
+
+def test_another_order_of_families_is_read_like_the_first() -> None:
+    stream = Stream()
+    stream.decoder.decode(flush("a", "b"), "n1", 1.0)
+    for now_s, order in enumerate((("a", "b"), ("b", "a"), ("b",), ("b", "a")), start=2):
+        batch = stream.decoder.decode(flush(*order, total=float(now_s)), "n1", float(now_s))
+        assert batch is not None
+        assert set(batch.providers) == set(order)
+        if "a" in order and now_s < 4:
+            assert batch.counts[list(batch.providers).index("a"), 0] == 1.0
+    assert batch.counts[list(batch.providers).index("a"), 0] == 2.0  # it missed one
+
+
+def test_providers_that_a_reload_adds_are_read() -> None:
+    stream = Stream("a")
+    stream.decoder.decode(flush("a", "c"), "n1", 1.0)
+    stream.decoder.use(frozenset({"a", "c"}))
+    batch = stream.decoder.decode(flush("a", "c", total=3.0), "n1", 2.0)
+    assert batch is not None
+    assert batch.providers == ("a", "c")
 
 
 def test_nodes_do_not_share_bases_and_the_least_recent_is_forgotten() -> None:
     bases = Bases()
     decoder = MetricsDecoder(bases, frozenset({"a"}))
-    message = Message().counts("a", total=1).ours
+    message = Message().counts("a", total=1).body
     for node in range(NODES_KEPT + 1):
         assert decoder.decode(message, f"n{node}", 0.0) is None
     assert bases.get("n0") is None

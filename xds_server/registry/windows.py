@@ -22,6 +22,7 @@ _HIST: Final = len(LATENCY_BUCKETS_MS) + 1
 # Columns of the slot table: COUNTERS first, in their order.
 _LATENCY, _ACTIVE, _MESSAGES, _COVERED = range(len(COUNTERS), len(COUNTERS) + 4)
 _COLUMNS: Final = len(COUNTERS) + 4
+_NO_ROWS: Final = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class PairWindows:
         self.refused: Counter[str] = Counter()
         self._rows: dict[NodeId, dict[ProviderName, int]] = {}
         self._index: _Index | None = None  # of ``_rows``, until they change
+        # A node's rows in the order of its last batch: messages repeat their providers.
+        self._last: dict[NodeId, tuple[tuple[ProviderName, ...], Ints]] = {}
         self._free: list[int] = []
         self._used = 0
         self._now = 0  # slot that is being filled
@@ -95,15 +98,18 @@ class PairWindows:
         more[:, _ACTIVE] = batch.active
         more[:, _MESSAGES] = 1.0
         more[:, _COVERED] = batch.covered_s
-        kept = rows >= 0
-        rows = rows[kept]
-        self._table[self._now, rows] += more[kept]
-        self._hist[self._now, rows] += batch.latency_hist[kept].astype(np.float32)
+        hist = batch.latency_hist
+        if len(rows) and rows.min() < 0:
+            kept = rows >= 0
+            rows, more, hist = rows[kept], more[kept], hist[kept]
+        self._table[self._now, rows] += more
+        self._hist[self._now, rows] += hist
         self._seen_at_s[rows] = now_s
 
     def forget(self, node_id: NodeId) -> None:
         """Free a node's rows."""
         self._index = None
+        self._last.pop(node_id, None)
         rows = self._rows.pop(node_id, {})
         for row in rows.values():
             self._table[:, row] = 0.0
@@ -113,6 +119,7 @@ class PairWindows:
     def keep_providers(self, providers: Iterable[ProviderName]) -> None:
         """Free the rows of all other providers."""
         self._index = None
+        self._last.clear()
         known = set(providers)
         for rows in self._rows.values():
             for provider in rows.keys() - known:
@@ -150,6 +157,9 @@ class PairWindows:
         )
 
     def _rows_of(self, node_id: NodeId, providers: tuple[ProviderName, ...]) -> Ints:
+        names, rows = self._last.get(node_id, ((), _NO_ROWS))
+        if names is providers:
+            return rows
         mine = self._rows.setdefault(node_id, {})
         rows = np.array([mine.get(p, -1) for p in providers], dtype=np.int64)
         for k in np.flatnonzero(rows < 0):
@@ -159,6 +169,8 @@ class PairWindows:
                 mine[providers[k]] = int(rows[k])
             else:
                 self.refused["too many pairs"] += 1
+        if len(rows) and rows.min() >= 0:
+            self._last[node_id] = (providers, rows)
         return rows
 
     def _allot(self) -> int:

@@ -8,7 +8,6 @@ what happened meanwhile is in the next value.
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,14 +23,16 @@ start from a new base."""
 
 @dataclass(slots=True)
 class Base:
-    """The last values of one node."""
+    """The last values of one node; axis 0 (K) is the provider."""
 
     at_s: float
-    values: dict[ProviderName, Floats] = field(default_factory=dict)
+    names: tuple[ProviderName, ...]
+    values: Floats  # (K, counters)
+    absent: dict[ProviderName, Floats] = field(default_factory=dict)  # not in the last message
     interval_s: float = math.inf  # between the last two messages
 
     def advance(
-        self, names: Sequence[ProviderName], current: Floats, now_s: float
+        self, names: tuple[ProviderName, ...], current: Floats, now_s: float
     ) -> tuple[Floats, float]:
         """Replace the values; return the increments and the seconds that they cover.
 
@@ -39,15 +40,23 @@ class Base:
         it keeps its value. One that was unknown counts from 0: it appears with what it counts
         first. When Envoy restarted, the time that it was away is not covered.
         """
-        unknown = np.zeros(current.shape[1])
-        before = np.array([self.values.get(n, unknown) for n in names]).reshape(current.shape)
+        before = self.values if names is self.names else self._realign(names, current.shape[1])
         now = np.where(np.isnan(current), before, current)
         restarted = now < before
-        self.values.update(zip(names, now, strict=True))
+        again = bool(restarted.any())
         elapsed_s = max(now_s - self.at_s, 1e-6)
-        covered_s = min(elapsed_s, self.interval_s) if restarted.any() else elapsed_s
+        covered_s = min(elapsed_s, self.interval_s) if again else elapsed_s
+        self.names, self.values = names, now
         self.at_s, self.interval_s = now_s, covered_s
-        return np.where(restarted, now, now - before), covered_s
+        return np.where(restarted, now, now - before) if again else now - before, covered_s
+
+    def _realign(self, names: tuple[ProviderName, ...], columns: int) -> Floats:
+        """The last values in another order of providers."""
+        known = self.absent | dict(zip(self.names, self.values, strict=True))
+        unknown = np.zeros(columns)
+        before = np.array([known.get(n, unknown) for n in names]).reshape(len(names), columns)
+        self.absent = {n: v for n, v in known.items() if n not in set(names)}
+        return before
 
 
 class Bases:
@@ -64,10 +73,9 @@ class Bases:
         return base
 
     def start(
-        self, node_id: NodeId, names: Sequence[ProviderName], current: Floats, now_s: float
+        self, node_id: NodeId, names: tuple[ProviderName, ...], current: Floats, now_s: float
     ) -> None:
         """Remember the first values of a node: what was before them is not ours."""
-        known = zip(names, np.nan_to_num(current), strict=True)
-        self._bases[node_id] = Base(now_s, dict(known))
+        self._bases[node_id] = Base(now_s, names, np.nan_to_num(current))
         while len(self._bases) > NODES_KEPT:
             self._bases.popitem(last=False)

@@ -1,25 +1,7 @@
-"""Messages of Envoy's metrics service to batches of samples.
+"""Messages of Envoy's metrics service to batches of samples."""
 
-Attempts are what left for a provider or would have left. Each is in exactly one counter
-(measured on Envoy 1.40, ``tests/e2e/test_telemetry_envoy.py``):
-
-=====================================  ==================================================
-``upstream_rq_total``                  it got a connection
-``upstream_rq_pending_failure_eject``  the connection was refused, or took too long
-``upstream_rq_cancelled``              the request timed out, or its client left, before that
-``upstream_cx_none_healthy``           there was no endpoint to connect to
-=====================================  ==================================================
-
-A failed attempt is either the request's last, then Envoy answers with its 5xx or with a 502,
-503 or 504 of its own (``upstream_rq_5xx``), or it is retried (``upstream_rq_retry``; the
-answer that was not passed on is not in ``upstream_rq_5xx``). So each is counted once. Not
-counted is an answer that broke off after its headers: Envoy has no counter for it that does
-not also count resets before them. A failure is counted when it ends, its attempt when it
-begins, so the errors of a short window can exceed its attempts.
-"""
-
-import math
-from typing import Any, Final
+from collections import OrderedDict
+from typing import Final
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -27,42 +9,19 @@ from google.protobuf.message import DecodeError
 from xds_server.errors import RemoteProtocolError
 from xds_server.generated import xds_server_metrics_pb2 as pb
 from xds_server.model.ids import NodeId, ProviderName
-from xds_server.model.telemetry import LATENCY_BUCKETS_MS, Floats, SampleBatch
+from xds_server.model.telemetry import SampleBatch
 from xds_server.telemetry.counters import Bases
+from xds_server.telemetry.layout import Layout, Layouts
+from xds_server.telemetry.values import Values, read_message
 
-METRICS_MAX: Final = 200_000
-"""Metric families in one message; the message is dropped beyond."""
-ABSURD: Final = 1e15
-"""Counters above this are not believed."""
-_CLUSTER_LABEL: Final = "envoy.cluster_name"
-_CLASS_LABEL: Final = "envoy.response_code_class"
-_BUCKETS: Final = len(LATENCY_BUCKETS_MS)
-_BOUNDS: Final = list(LATENCY_BUCKETS_MS)
-# Raw counters in the order of a provider's array.
-_RAW: Final = {
-    "cluster.upstream_rq_total": 0,
-    "cluster.upstream_rq_pending_failure_eject": 1,
-    "cluster.upstream_rq_cancelled": 2,
-    "cluster.upstream_cx_none_healthy": 3,
-    "cluster.upstream_rq_xx": 4,  # upstream_rq_5xx, its class made a label
-    "cluster.upstream_rq_retry": 5,
-    "cluster.upstream_cx_rx_bytes_total": 6,
-    "cluster.upstream_cx_tx_bytes_total": 7,
-}
-_ACTIVE: Final = "cluster.upstream_rq_active"
-_HOSTS: Final = "cluster.membership_healthy"
-_TIME: Final = "cluster.upstream_rq_time"
-
-
-class _Reading:
-    """One message while it is read; plain lists, which become arrays all at once."""
-
-    def __init__(self) -> None:
-        self.counters: dict[ProviderName, list[float]] = {}
-        self.active: dict[ProviderName, float] = {}
-        self.hosts: dict[ProviderName, float] = {}
-        # Sum in ms, count, cumulative counts over our buckets.
-        self.times: dict[ProviderName, tuple[float, int, list[float]]] = {}
+MESSAGE_MAX_BYTES: Final = 8 * 2**20
+"""Larger messages are dropped unread: parsing one would hold up everything else."""
+LAYOUTS_MAX: Final = 16
+"""Layouts kept per stream (a flush may come in several messages); the oldest is dropped."""
+PATIENCE: Final = 8
+"""Layouts that a stream may need anew without a message that fits; then none is learned for
+as many messages as ``REST``, so that a stream without any order costs little more."""
+REST: Final = 256
 
 
 class MetricsDecoder:
@@ -73,104 +32,80 @@ class MetricsDecoder:
     was decoded last.
     """
 
-    def __init__(self, bases: Bases, providers: frozenset[ProviderName]) -> None:
+    def __init__(
+        self,
+        bases: Bases,
+        providers: frozenset[ProviderName],
+        shared: Layouts | None = None,
+    ) -> None:
         self._bases, self._providers = bases, providers
+        self._shared = shared if shared is not None else Layouts()
+        self._layouts: OrderedDict[bytes, Layout] = OrderedDict()
+        self._misses = self._resting = 0
         self.samples = 0
         self.dropped = 0
         self.hosts: dict[ProviderName, float] = {}
 
-    def decode(
-        self, message: pb.StreamMetricsMessage, node_id: NodeId, now_s: float
-    ) -> SampleBatch | None:
-        """Return the increments since the node's message before; None for its first."""
-        if len(message.envoy_metrics) > METRICS_MAX:
-            self.dropped += len(message.envoy_metrics)
-            return None
-        reading = _Reading()
-        for family in message.envoy_metrics:
-            self._read(family, reading)
-        self.hosts = reading.hosts
-        names = tuple(reading.counters)
-        current = np.array(list(reading.counters.values())).reshape(len(names), len(_RAW))
+    def use(self, providers: frozenset[ProviderName]) -> None:
+        """Say whose samples count from now on."""
+        if providers != self._providers:
+            self._providers = providers
+            self._layouts.clear()
+            self._misses = self._resting = 0
+
+    def decode(self, body: bytes, node_id: NodeId, now_s: float) -> SampleBatch | None:
+        """Return the increments since the node's message before; None for its first.
+
+        Raises RemoteProtocolError when ``body`` is no message.
+        """
+        self.samples = self.dropped = 0
+        self.hosts = {}
+        if len(body) > MESSAGE_MAX_BYTES:
+            raise RemoteProtocolError(f"a message of {len(body)} bytes; the most is 8 MiB")
+        values = self._read(body)
+        self.samples, self.dropped, self.hosts = values.samples, values.dropped, values.hosts
         base = self._bases.get(node_id)
         if base is None:
-            self._bases.start(node_id, names, current, now_s)
+            self._bases.start(node_id, values.names, values.raw, now_s)
             return None
-        raw, covered_s = base.advance(names, current, now_s)
-        attempts, failures = raw[:, :4].sum(axis=1), raw[:, 4] + raw[:, 5]
-        latency_sum_s, latency_hist = self._times(names, reading)
+        raw, covered_s = base.advance(values.names, values.raw, now_s)
+        counts = np.empty((len(raw), 4))
+        np.sum(raw[:, :4], axis=1, out=counts[:, 0])  # attempts
+        np.add(raw[:, 4], raw[:, 5], out=counts[:, 1])  # failures
+        counts[:, 2:] = raw[:, 6:8]
         return SampleBatch(
-            node_id,
-            names,
-            covered_s,
-            np.stack([attempts, failures, raw[:, 6], raw[:, 7]], axis=1),
-            latency_sum_s,
-            latency_hist,
-            np.array([reading.active.get(n, 0.0) for n in names]),
+            node_id, values.names, covered_s, counts, values.times_s, values.hist, values.active
         )
 
-    def _read(self, family: Any, reading: _Reading) -> None:
-        name = family.name
-        column = _RAW.get(name)
-        if column is None and name not in (_ACTIVE, _HOSTS, _TIME):
+    def _read(self, body: bytes) -> Values:
+        at = 0
+        if body[:1] == b"\x0a":  # the identifier, which only the first message has
+            parse_metrics(body)
+            at = _after_identifier(body)
+        key = body[at : at + 64].partition(b"\x18")[0]  # the first family's name
+        layout = self._layouts.get(key)
+        values = layout.read(body, at) if layout is not None else None
+        if values is not None:
+            self._misses = 0
+            return values
+        message = parse_metrics(body)
+        self._learn(body, at, key)
+        return read_message(message, self._providers)
+
+    def _learn(self, body: bytes, at: int, key: bytes) -> None:
+        if self._resting:
+            self._resting -= 1
             return
-        for metric in family.metric:
-            provider, code_class = _labels(metric)
-            if provider not in self._providers or code_class not in ("", "5"):
-                continue
-            self.samples += 1
-            if name == _TIME:
-                self._read_times(metric.histogram, provider, reading)
-                continue
-            value = metric.gauge.value if column is None else metric.counter.value
-            if not 0.0 <= value <= ABSURD:  # false for NaN
-                self.dropped += 1
-            elif name == _HOSTS:
-                reading.hosts[provider] = value
-            elif column is None:
-                reading.active[provider] = value
-            else:
-                row = reading.counters.get(provider)
-                if row is None:
-                    row = reading.counters[provider] = [math.nan] * len(_RAW)
-                row[column] = value
-
-    def _read_times(self, histogram: Any, provider: ProviderName, reading: _Reading) -> None:
-        total, count = histogram.sample_sum, histogram.sample_count
-        if not 0.0 <= total <= ABSURD or count > ABSURD:  # true for NaN
-            self.dropped += 1
+        self._misses += 1
+        if self._misses > PATIENCE:
+            self._misses, self._resting = 0, REST
             return
-        buckets = [(b.upper_bound, b.cumulative_count) for b in histogram.bucket]
-        bounds, cumulative = [b for b, _ in buckets], [c for _, c in buckets]
-        if bounds != _BOUNDS:
-            cumulative = _rebinned(bounds, cumulative)
-        reading.times[provider] = total, count, cumulative
-
-    def _times(self, names: tuple[ProviderName, ...], reading: _Reading) -> tuple[Floats, Floats]:
-        """Sums in s, and counts per bucket."""
-        nothing = (0.0, 0, [0.0] * _BUCKETS)
-        times = [reading.times.get(n, nothing) for n in names]
-        edges = np.zeros((len(names), _BUCKETS + 2))
-        for k, (_, count, cumulative) in enumerate(times):
-            edges[k, 1:-1], edges[k, -1] = cumulative, count
-        hist = np.diff(edges, axis=1)
-        false = (hist < 0.0).any(axis=1)
-        self.dropped += int(false.sum())
-        hist[false] = 0.0
-        total_s = np.array([total for total, _, _ in times]) / 1e3
-        return np.where(false, 0.0, total_s), hist
-
-
-def _rebinned(bounds: list[float], cumulative: list[int]) -> list[float]:
-    """Counts below bounds that are not ours (a foreign bootstrap), below ours.
-
-    What a foreign bucket holds goes to the bucket of ours that holds its bound.
-    """
-    increments = np.diff(np.array(cumulative, dtype=np.float64), prepend=0.0)
-    hist = np.zeros(_BUCKETS + 1)
-    np.add.at(hist, np.searchsorted(LATENCY_BUCKETS_MS, bounds), increments)
-    below: list[float] = np.cumsum(hist[:_BUCKETS]).tolist()
-    return below
+        self._layouts.pop(key, None)
+        layout = self._shared.learn(body, at, self._providers)
+        if layout is not None:
+            self._layouts[key] = layout
+            if len(self._layouts) > LAYOUTS_MAX:
+                self._layouts.popitem(last=False)
 
 
 def parse_metrics(body: bytes) -> pb.StreamMetricsMessage:
@@ -183,12 +118,13 @@ def parse_metrics(body: bytes) -> pb.StreamMetricsMessage:
     return message
 
 
-def _labels(metric: Any) -> tuple[ProviderName, str]:
-    """Cluster and response code class; "" where there is none."""
-    provider = code_class = ""
-    for label in metric.label:
-        if label.name == _CLUSTER_LABEL:
-            provider = label.value
-        elif label.name == _CLASS_LABEL:
-            code_class = label.value
-    return provider, code_class
+def _after_identifier(body: bytes) -> int:
+    """End of the first field, which a parser has accepted."""
+    size = shift = 0
+    at = 1
+    while True:
+        size |= (body[at] & 0x7F) << shift
+        at += 1
+        if body[at - 1] < 0x80:
+            return at + size
+        shift += 7

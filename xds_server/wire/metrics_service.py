@@ -11,6 +11,7 @@ from xds_server.model.ids import NodeId, ProviderName
 from xds_server.model.telemetry import LoadReport, SampleBatch
 from xds_server.ports import Clock
 from xds_server.telemetry.counters import Bases
+from xds_server.telemetry.layout import Layouts
 from xds_server.telemetry.metrics import MetricsDecoder, parse_metrics
 from xds_server.wire.node import parse_node
 
@@ -60,7 +61,7 @@ class MetricsService:
 
     def __init__(self, sink: Sink, tally: Tally, clock: Clock) -> None:
         self._sink, self._tally, self._clock = sink, tally, clock
-        self._bases = Bases()
+        self._bases, self._layouts = Bases(), Layouts()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return what a grpc server registers."""
@@ -79,17 +80,15 @@ class MetricsService:
 
     async def _receive(self, messages: Any) -> None:
         node_id = ""
-        decoder: MetricsDecoder | None = None
+        decoder = MetricsDecoder(self._bases, self._sink.providers, self._layouts)
         async for body in messages:
-            message = parse_metrics(body)
-            if decoder is None:
-                node_id = parse_node(message.identifier.node).node_id
+            if not node_id:
+                node_id = parse_node(parse_metrics(body).identifier.node).node_id
                 if not node_id:
                     raise RemoteProtocolError("the first message of a stream needs identifier.node")
-            # A reload may change the providers; the decoder itself holds no other state.
-            decoder = MetricsDecoder(self._bases, self._sink.providers)
+            decoder.use(self._sink.providers)  # a reload may change them
             now_s = self._clock.now_s()
-            batch = decoder.decode(message, node_id, now_s)
+            batch = decoder.decode(body, node_id, now_s)
             self._tally.telemetry(
                 "metrics_service", messages=1, samples=decoder.samples, dropped=decoder.dropped
             )
