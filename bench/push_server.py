@@ -28,6 +28,7 @@ from bench.push_world import Shape
 from xds_server.app.clock import SystemClock
 from xds_server.app.plane import ControlPlane
 from xds_server.model.ids import RDS
+from xds_server.model.topology import XdsLimits
 from xds_server.observability import Metrics, configure_logging
 from xds_server.protocol.events import Acked, Event
 from xds_server.protocol.framing import delta_response
@@ -104,7 +105,8 @@ class Ours:
         self._plane = ControlPlane(Path("mesh.yaml"), mesh, self._clock)
         self._plane.endpoints_changed()
         self._recorder = Counting(self._plane.metrics, self.acks)
-        self._ads = DiscoveryServices(self._plane, self._recorder, self._clock)
+        fast = XdsLimits(streams_per_s=100_000.0)  # what is measured is not how they come
+        self._ads = DiscoveryServices(self._plane, self._recorder, self._clock, limits=fast)
         self._groups = world.group_keys(1)
         self._generator = np.random.default_rng(1)
         self._settings = mesh.server
@@ -114,7 +116,7 @@ class Ours:
         """How many are open."""
         return len(self._ads.streams)
 
-    def serving(self, port: int) -> AbstractAsyncContextManager[None]:
+    def serving(self, port: int) -> AbstractAsyncContextManager[object]:
         """Serve as ``app.process`` does."""
         del port  # in the settings
         return serving(self._settings, (self._ads.handler(),))

@@ -192,6 +192,15 @@ class Metrics:
         self.streams_open = d.gauge(
             "streams_open", "Discovery streams open now; protocol is sotw or delta.", ["protocol"]
         )
+        self.streams_waiting = d.gauge(
+            "streams_waiting", "Discovery streams that wait to be let in (streams_per_s)."
+        )
+        self.streams_refused_total = d.counter(
+            "streams_refused_total",
+            "Discovery streams refused before a node was known on them; reason is rate, "
+            "streams_max, draining, first_request or node_id.",
+            ["reason"],
+        )
         self.requests_total = d.counter("requests_total", "Requests received.", ["type"])
         self.responses_total = d.counter(
             "responses_total",

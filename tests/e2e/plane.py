@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -51,6 +52,14 @@ class Recorder:
         self.responses: list[Response] = []
         self.open = 0
         self.reasons: list[str] = []
+        self.refusals: Counter[str] = Counter()
+        self.waited_most = 0
+
+    def waiting(self, streams: int) -> None:
+        self.waited_most = max(self.waited_most, streams)
+
+    def refused(self, reason: str) -> None:
+        self.refusals[reason] += 1
 
     def opened(self, stream: Stream) -> None:
         self.open += 1

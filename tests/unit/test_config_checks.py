@@ -93,6 +93,13 @@ TOPOLOGY = [
     ("SERVER", "xds: {address: 127.0.0.1:70000}", "server.xds.address", "70000"),
     ("SERVER", "xds: {address: 1.2.3.400:7}", "server.xds.address", "no host"),
     ("SERVER", "xds: {tls: {cert: a}}", "server.xds.tls.key", "missing"),
+    (
+        "SERVER",
+        "xds: {tls: {cert: a, key: b, bind_node_id: true}}",
+        "server.xds.tls.bind_node_id",
+        "no certificate",
+    ),
+    ("SERVER", "xds: {streams_per_s: 0}", "server.xds.streams_per_s", "0.1"),
     ("HISTORY", "keep: {1s: 3600}", "history.keep.1s", "unit"),
     ("HISTORY", "keep: {often: 1h}", "history.keep.often", "unit"),
     ("HISTORY", "keep: {1h: 1m}", "history.keep.1h", "less than one step"),

@@ -19,6 +19,7 @@ UNITS = (
 )
 COUNTED = {  # gauges and histograms of things that are simply counted, or have no unit
     "xds_server_streams_open",
+    "xds_server_streams_waiting",
     "xds_server_tasks",
     "xds_server_silent_nodes",
     "xds_server_nodes",

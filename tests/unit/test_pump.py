@@ -18,6 +18,7 @@ from tests.e2e.fixed import Fixed
 from tests.e2e.plane import Recorder, WallClock
 from xds_server.model.ids import CDS, RDS
 from xds_server.model.snapshot import Resource, Snapshot
+from xds_server.model.topology import XdsLimits
 from xds_server.protocol.messages import DeltaRequest
 from xds_server.resources.versions import type_snapshot
 from xds_server.wire.ads import AGGREGATED, DiscoveryServices, decode_delta, decode_sotw
@@ -47,9 +48,8 @@ def ack(response: bytes) -> bytes:
 class World:
     def __init__(self, snapshot: Snapshot, write_timeout_s: float) -> None:
         self.source, self.seen = Fixed(snapshot), Recorder()
-        self.services = DiscoveryServices(
-            self.source, self.seen, WallClock(), write_timeout_s=write_timeout_s
-        )
+        limits = XdsLimits(write_timeout_s=write_timeout_s)
+        self.services = DiscoveryServices(self.source, self.seen, WallClock(), limits=limits)
         self.port = 0
 
     @asynccontextmanager
@@ -126,7 +126,7 @@ async def test_a_stalled_client_that_goes_leaves_nothing() -> None:
         async with world.stream():
             await eventually("it is given up", lambda: len(world.seen.reasons) == 2)
             async with asyncio.timeout(2.0):
-                await world.services.drain(10.0)
+                await world.services.drain(0.0, 10.0)
     await eventually("no task is left", lambda: len(asyncio.all_tasks()) <= tasks)
 
 
@@ -164,7 +164,7 @@ async def test_draining_sends_what_is_due_and_ends_cleanly() -> None:
         await call.write(ack(await call.read()))
         await eventually("it is answered", lambda: len(world.seen.events) == 2)
         world.source.show(routes("2"))
-        await world.services.drain(5.0)
+        await world.services.drain(0.0, 5.0)
         assert len(await call.read()) > 0
         assert await ending(call) is grpc.StatusCode.OK
         assert world.seen.reasons == ["drained"]

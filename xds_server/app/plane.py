@@ -78,6 +78,8 @@ class ControlPlane:
             self,
             recorder,
             clock,
+            limits=mesh.server.limits,
+            bind_node_id=mesh.server.xds_tls is not None and mesh.server.xds_tls.bind_node_id,
             cluster_drain_s=lambda: self.mesh.engine.cluster_drain_s,
             tape=self.tape,
         )

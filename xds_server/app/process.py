@@ -14,19 +14,20 @@ from xds_server.app.plane import ControlPlane
 from xds_server.app.watch import changes
 from xds_server.config import Look, inert_keys, load_mesh
 from xds_server.errors import ConfigError
-from xds_server.wire.server import serving
+from xds_server.wire.server import Server, serving
 
 log = structlog.get_logger()
 
 DISCOVERY_WITHIN_S = 10.0
 """How long start-up waits for discovery: Envoys that reconnect must not be told "none"."""
-DRAIN_S = 2.0
+DRAIN_GRACE_S = 2.0
+"""How long the last streams have to end, after ``server.xds.drain_s``."""
 EXPIRY_CHECK_S = 0.5
 
 
 async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -> int:
     """Serve the mesh in that file until a signal; return the exit code."""
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     look = Look(path)
     changed = changes(look, look(), stop)  # since now, which is before the file is read
     mesh = load_mesh(path)
@@ -35,7 +36,7 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, _stopping, stop, hurry)
     plane.endpoints.set_mesh(mesh)
     await plane.endpoints.first(mesh, DISCOVERY_WITHIN_S)
     plane.endpoints_changed()
@@ -45,7 +46,7 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
         plane.load_stats.handler(),
     )
     admin = create_admin(plane, plane.metrics)
-    async with serve_admin(admin, mesh.server.admin), serving(mesh.server, handlers):
+    async with serve_admin(admin, mesh.server.admin), serving(mesh.server, handlers) as server:
         plane.serving = True
         log.info(
             "server.started",
@@ -58,13 +59,39 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
         # What exists now stays: the collector need not look at it in every pass.
         gc.freeze()
         await _work(plane, path, changed, stop)
-        plane.serving = False
-        await plane.ads.drain(DRAIN_S)
+        await _drain(plane, server, hurry)
     if plane.tape is not None:
         await asyncio.to_thread(plane.tape.close)
     plane.endpoints.stop()
     log.info("server.stopped")
     return 0
+
+
+def _stopping(stop: asyncio.Event, hurry: asyncio.Event) -> None:
+    """Stop at the first signal, and at once at the second."""
+    (hurry if stop.is_set() else stop).set()
+
+
+async def _drain(plane: ControlPlane, server: Server, hurry: asyncio.Event) -> None:
+    """Send Envoys elsewhere: not ready first, then streams end one after the other.
+
+    Connections are told to go at once, so that who comes again comes to another replica; what
+    is open is served until its turn.
+    """
+    plane.serving = False
+    window_s = plane.mesh.server.limits.drain_s
+    draining = asyncio.ensure_future(plane.ads.drain(window_s, DRAIN_GRACE_S))
+    leaving = asyncio.ensure_future(server.stop(window_s + 2 * DRAIN_GRACE_S))
+    hurried = asyncio.ensure_future(hurry.wait())
+    await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
+    if hurry.is_set():
+        log.warning("server.stopping_at_once")
+    else:
+        await draining  # raises what went wrong
+    for task in (draining, hurried):
+        task.cancel()
+    await server.stop(0.0)  # telemetry goes on until here
+    await leaving
 
 
 async def _work(
@@ -75,6 +102,7 @@ async def _work(
         running = [
             tasks.create_task(_tick(plane), name="engine"),
             tasks.create_task(_watch_expiry(plane), name="expiry"),
+            tasks.create_task(_watch_certificates(plane), name="certificates"),
             tasks.create_task(_watch_config(plane, path, changed), name="config"),
         ]
         await stop.wait()
@@ -103,6 +131,12 @@ async def _watch_expiry(plane: ControlPlane) -> None:
     while True:
         await asyncio.sleep(EXPIRY_CHECK_S)
         plane.expire()
+
+
+async def _watch_certificates(plane: ControlPlane) -> None:
+    while True:
+        await asyncio.sleep(plane.mesh.server.limits.auth_recheck_s)
+        plane.ads.recheck()
 
 
 async def _watch_config(plane: ControlPlane, path: Path, changed: AsyncIterator[None]) -> None:

@@ -204,6 +204,11 @@ def _check_server(server: ServerSection, findings: Findings) -> None:
         at = admin if findings.document.names("server", "admin") else xds
         message = f"xds and admin both listen on {server.xds.address}"
         findings.add(at, message, remedy, [xds, admin])
+    tls = server.xds.tls
+    if tls is not None and tls.bind_node_id and tls.client_ca is None:
+        bind = ("server", "xds", "tls", "bind_node_id")
+        message = "clients show no certificate that their node could be bound to"
+        findings.add(bind, message, "add client_ca, or drop bind_node_id")
 
 
 def _check_history(history: HistorySection, findings: Findings) -> None:

@@ -218,15 +218,25 @@ class TlsSection(Section):
     cert: Word = Field(examples=["./server.pem"])
     key: Word = Field(examples=["./server.key"])
     client_ca: Word | None = Field(default=None, examples=["./clients.pem"])
+    bind_node_id: bool = False
 
 
 class XdsSection(Section):
-    """Where sidecars connect."""
+    """Where sidecars connect, and what they are held to."""
 
     address: SocketAddress = Field(
         default=Address("127.0.0.1", 18000), examples=["127.0.0.1:18000"]
     )
     tls: TlsSection | None = None
+    streams_per_s: Annotated[float, Field(ge=0.1, le=100_000.0)] = 200.0
+    streams_max: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    max_connection_age_s: Annotated[float, Field(ge=0.0, le=604_800.0)] = 1800.0
+    keepalive_s: Annotated[float, Field(ge=0.1, le=3600.0)] = 30.0
+    keepalive_timeout_s: Annotated[float, Field(ge=0.1, le=300.0)] = 10.0
+    write_timeout_s: Annotated[float, Field(ge=0.1, le=3600.0)] = 20.0
+    first_request_s: Annotated[float, Field(ge=0.1, le=300.0)] = 15.0
+    auth_recheck_s: Annotated[float, Field(ge=0.1, le=86_400.0)] = 300.0
+    drain_s: Annotated[float, Field(ge=0.0, le=300.0)] = 2.0
 
 
 class AdminSection(Section):

@@ -1,5 +1,6 @@
 """The checked file as records of ``model``; nothing can fail here."""
 
+from dataclasses import fields
 from typing import Any
 
 from xds_server.config.schema import (
@@ -40,6 +41,7 @@ from xds_server.model.topology import (
     TelemetrySettings,
     TlsSettings,
     WeightsVia,
+    XdsLimits,
 )
 
 FIRST_LISTENER_PORT = 15001
@@ -162,8 +164,10 @@ def _behaviour(section: BehaviourSection) -> Behaviour:
 
 def _server(section: ServerSection) -> ServerSettings:
     tls = section.xds.tls
+    limits = {field.name: getattr(section.xds, field.name) for field in fields(XdsLimits)}
     return ServerSettings(
         xds=section.xds.address,
-        xds_tls=TlsSettings(tls.cert, tls.key, tls.client_ca) if tls is not None else None,
+        xds_tls=TlsSettings(**tls.model_dump()) if tls is not None else None,
         admin=section.admin.address,
+        limits=XdsLimits(**limits),
     )

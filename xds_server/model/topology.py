@@ -143,6 +143,22 @@ class TlsSettings:
     cert: str
     key: str
     client_ca: str | None = None
+    bind_node_id: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class XdsLimits:
+    """What connections and streams of clients are held to."""
+
+    streams_per_s: float = 200.0
+    streams_max: int = 10_000
+    max_connection_age_s: float = 1800.0  # 0: any age
+    keepalive_s: float = 30.0
+    keepalive_timeout_s: float = 10.0
+    write_timeout_s: float = 20.0
+    first_request_s: float = 15.0
+    auth_recheck_s: float = 300.0
+    drain_s: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +168,7 @@ class ServerSettings:
     xds: Address = Address("127.0.0.1", 18000)
     xds_tls: TlsSettings | None = None
     admin: Address = Address("127.0.0.1", 18001)
+    limits: XdsLimits = XdsLimits()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import structlog
+from grpc import StatusCode
 from grpc.aio import EOF, BaseError
 
 from xds_server.errors import RemoteProtocolError
@@ -85,6 +86,14 @@ class Source(Protocol[H]):
 class Observer(Protocol):
     """Who counts."""
 
+    def waiting(self, streams: int) -> None:
+        """So many streams wait to be let in."""
+        ...
+
+    def refused(self, reason: str) -> None:
+        """A stream was refused before a node was known on it."""
+        ...
+
     def opened(self, stream: "Stream") -> None:
         """A node announced itself on a new stream."""
         ...
@@ -133,6 +142,14 @@ class StreamStalledError(Exception):
     """The client did not read for too long."""
 
 
+class StreamRefusedError(Exception):
+    """The stream is one that the client may not have, or not any more."""
+
+    def __init__(self, code: StatusCode, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
 class Stream:
     """One discovery stream while it is open; ``only`` is the type of one that has just one."""
 
@@ -149,6 +166,7 @@ class Stream:
         "_machine",
         "_observer",
         "_outcome",
+        "_permit",
         "_scheduled",
         "_source",
         "_stall_timer",
@@ -177,6 +195,7 @@ class Stream:
         *,
         write_timeout_s: float,
         only: TypeUrl | None = None,
+        permit: Callable[["Stream", Node], None] = lambda *_: None,
         announced: Callable[["Stream"], None] = lambda _: None,
         tape: Tape | None = None,
     ) -> None:
@@ -186,7 +205,7 @@ class Stream:
         self.node: Node | None = None
         self._machine, self._source, self._observer = machine, source, observer
         self._clock, self._write_timeout_s = clock, write_timeout_s
-        self._announced, self._tape = announced, tape
+        self._permit, self._announced, self._tape = permit, announced, tape
         self._handle: Any = None  # of the source's own kind; None before the first request
         self._heartbeats_seen = 0
         self._flagged: set[str] | None = None  # what is said once per stream
@@ -226,11 +245,16 @@ class Stream:
         self._ended = True
         self.set()
 
+    def refuse(self, reason: str, error: StreamRefusedError) -> None:
+        """End the stream with that error, once what it is sending is sent."""
+        self._finish(reason, error)
+
     async def run(self, read: Read, decode: Decode, write: Write) -> None:
         """Serve until the client leaves, errs or stalls.
 
-        Raises RemoteProtocolError when the client broke the rules, StreamStalledError when
-        it stopped reading, and reads again: before that, gRPC can not tell it anything.
+        Raises RemoteProtocolError when the client broke the rules, StreamRefusedError when it
+        was refused, StreamStalledError when it stopped reading, and reads again: before that,
+        gRPC can not tell it anything.
         """
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[None] = self._loop.create_future()
@@ -280,6 +304,7 @@ class Stream:
         if node_message is None or not node_message.id:
             raise RemoteProtocolError("the first request of a stream needs node.id")
         node = read_node(node_message)
+        self._permit(self, node)
         self._handle = self._source.connect(node)
         self._heartbeats_seen = self._handle.heartbeat_seq
         self.node = node

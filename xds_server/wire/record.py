@@ -31,6 +31,14 @@ class Recorder:
         self._metrics = metrics
         self._of = {url: _OfType(metrics, kind) for url, kind in SHORT.items()}
 
+    def waiting(self, streams: int) -> None:
+        """So many streams wait to be let in."""
+        self._metrics.streams_waiting.set(streams)
+
+    def refused(self, reason: str) -> None:
+        """A stream was refused before a node was known on it."""
+        self._metrics.streams_refused_total.labels(reason).inc()
+
     def opened(self, stream: Stream) -> None:
         """A node announced itself on a new stream."""
         self._metrics.streams_open.labels(stream.protocol).inc()
