@@ -29,6 +29,7 @@ class NodeHandle:
         self.heartbeat_seq = 0
         self.quarantine = quarantine
         self.masked: frozenset[ProviderName] = frozenset()  # in force in the snapshot
+        self.kind = 0  # the same for nodes that differ in nothing that a snapshot depends on
         self._snapshot = snapshot
         self._wakeups: set[Wakeup] = set()
 
@@ -46,12 +47,18 @@ class NodeHandle:
 
     def show(self, snapshot: Snapshot) -> None:
         """Replace the snapshot; wakes streams if anything in it differs."""
-        before = self._snapshot.types
+        before, now = self._snapshot.types, snapshot.types
+        if before is now:
+            return
         self._snapshot = snapshot
-        if before.keys() != snapshot.types.keys() or any(
-            before[url] != part for url, part in snapshot.types.items()
-        ):
+        if len(before) != len(now):
             self.wake()
+            return
+        for url, part in now.items():
+            old = before.get(url)
+            if old is not part and old != part:  # most are the very same
+                self.wake()
+                return
 
     def wake(self) -> None:
         """Make this node's streams look."""

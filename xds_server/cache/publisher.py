@@ -7,6 +7,7 @@ changes; they are encoded for all groups of an application at once.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TypeVar
 
 import structlog
@@ -39,6 +40,9 @@ HEARTBEATS_PER_TTL = 3
 MASKED_MAX = 1024
 """Combinations of group and masked providers that are kept encoded; beyond that all are
 forgotten, and encoded again when they are asked for."""
+KINDS_MAX = 16_384
+"""Kinds of nodes that are told apart at once; beyond that equal ones may count as different,
+which costs a snapshot each."""
 _NO_OVERLAY = Overlay({})
 _T = TypeVar("_T", Encoded, TypeSnapshot)
 
@@ -65,6 +69,8 @@ class Publisher:
         self._quarantines = Quarantines()
         self._readiness = Readiness()
         self._weights = _Weights()
+        self._kinds: dict[tuple[object, ...], int] = {}
+        self._kind_numbers = count(1)
 
     # -- nodes -----------------------------------------------------------------------
 
@@ -87,7 +93,7 @@ class Publisher:
         masked = self._readiness.masked(node.node_id)
         snapshot = self._compose(node, group, masked, runtime=False)
         handle = NodeHandle(node, snapshot, group, self._quarantines.open(node.node_id))
-        handle.masked = masked
+        handle.masked, handle.kind = masked, self._kind(node)
         if not others:
             self._readiness.offer(node.node_id, self._clusters(node), 0.0)
         self._nodes.setdefault(node.node_id, []).append(handle)
@@ -148,6 +154,9 @@ class Publisher:
         """Take over another configuration, or other endpoints; weights stay in force."""
         if mesh.resources != self._mesh.resources:
             self._extras = Extras(mesh.resources)
+            self._kinds.clear()
+            for handle in self._handles:
+                handle.kind = self._kind(handle.node)
         self._mesh, self._resources = mesh, resources
         if mesh.mode is not Mode.ENFORCE:
             self._weights.overlay = _NO_OVERLAY
@@ -196,17 +205,34 @@ class Publisher:
     # -- composition -----------------------------------------------------------------
 
     def _refresh(self, handles: Iterable[NodeHandle]) -> None:
+        shared: dict[tuple[object, ...], Snapshot] = {}
         for handle in handles:
             handle.masked = self._readiness.masked(handle.node.node_id)
-            try:
-                composed = self._compose(
-                    handle.node, handle.group, handle.masked, runtime=handle.runtime
-                )
-            except UnknownApplicationError as error:
-                # Its application left the configuration: it keeps what it has.
-                log.warning("xds.node_orphaned", node_id=handle.node.node_id, reason=str(error))
-                continue
+            # By identity, since to hash a group costs as much as all else here.
+            key = (handle.kind, id(handle.group), handle.masked, handle.runtime)
+            composed = shared.get(key)
+            if composed is None:
+                try:
+                    composed = self._compose(
+                        handle.node, handle.group, handle.masked, runtime=handle.runtime
+                    )
+                except UnknownApplicationError as error:
+                    # Its application left the configuration: it keeps what it has.
+                    node_id = handle.node.node_id
+                    log.warning("xds.node_orphaned", node_id=node_id, reason=str(error))
+                    continue
+                shared[key] = composed
             handle.show(composed)
+
+    def _kind(self, node: Node) -> int:
+        """Number nodes by what of them a snapshot depends on, beside group and stream."""
+        if len(self._kinds) >= KINDS_MAX:
+            self._kinds.clear()  # numbers go on: no two kinds ever have the same
+        own = (node.application, str(node.metadata.get("template", "")))
+        listeners = repr(node.metadata.get("listeners"))
+        return self._kinds.setdefault(
+            (*own, listeners, self._extras.matching(node)), next(self._kind_numbers)
+        )
 
     def _compose(
         self,
