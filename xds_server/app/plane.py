@@ -30,11 +30,13 @@ from xds_server.protocol.status import Standing
 from xds_server.registry.registry import Registry
 from xds_server.resources.mesh import MeshResources
 from xds_server.wire.ads import DiscoveryServices
+from xds_server.wire.client_status import ClientStatusService
 from xds_server.wire.load_stats import LoadReportingService
 from xds_server.wire.metrics_service import MetricsService
 from xds_server.wire.pump import Stream
 from xds_server.wire.record import Recorder
 from xds_server.wire.tape.recorder import TapeRecorder
+from xds_server.wire.well_known import Handler, Health, reflecting
 
 log = structlog.get_logger()
 
@@ -83,6 +85,8 @@ class ControlPlane:
             cluster_drain_s=lambda: self.mesh.engine.cluster_drain_s,
             tape=self.tape,
         )
+        self.client_status = ClientStatusService(lambda: self.ads.streams)
+        self.health = Health()
         self.metrics_service = MetricsService(self.registry, recorder, clock)
         self.load_stats = LoadReportingService(
             self.registry, recorder, clock, lambda: self.mesh.telemetry.load_report_interval_s
@@ -92,6 +96,22 @@ class ControlPlane:
         self._started_s = clock.now_s()
         self._turned_s: float | None = None
         self._refused_recorded: Counter[str] = Counter()
+
+    def handlers(self) -> tuple[Handler, ...]:
+        """Return everything that the xDS port serves."""
+        parts = (
+            self.ads,
+            self.client_status,
+            self.metrics_service,
+            self.load_stats,
+            self.health,
+        )
+        return (*(part.handler() for part in parts), reflecting())
+
+    async def set_serving(self, serving: bool) -> None:
+        """Say so to who asks for readiness or health."""
+        self.serving = serving
+        await self.health.set_serving(serving)
 
     # -- Source of the ADS streams ---------------------------------------------------
 

@@ -40,14 +40,12 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
     plane.endpoints.set_mesh(mesh)
     await plane.endpoints.first(mesh, DISCOVERY_WITHIN_S)
     plane.endpoints_changed()
-    handlers = (
-        plane.ads.handler(),
-        plane.metrics_service.handler(),
-        plane.load_stats.handler(),
-    )
     admin = create_admin(plane, plane.metrics)
-    async with serve_admin(admin, mesh.server.admin), serving(mesh.server, handlers) as server:
-        plane.serving = True
+    async with (
+        serve_admin(admin, mesh.server.admin),
+        serving(mesh.server, plane.handlers()) as server,
+    ):
+        await plane.set_serving(True)
         log.info(
             "server.started",
             mesh=mesh.name,
@@ -78,7 +76,7 @@ async def _drain(plane: ControlPlane, server: Server, hurry: asyncio.Event) -> N
     Connections are told to go at once, so that who comes again comes to another replica; what
     is open is served until its turn.
     """
-    plane.serving = False
+    await plane.set_serving(False)
     window_s = plane.mesh.server.limits.drain_s
     draining = asyncio.ensure_future(plane.ads.drain(window_s, DRAIN_GRACE_S))
     leaving = asyncio.ensure_future(server.stop(window_s + 2 * DRAIN_GRACE_S))

@@ -1,7 +1,7 @@
 """The services that tools expect of every gRPC server: health, and reflection."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 from xds_server.wire import ads, client_status, load_stats
 
 HEALTH = health.SERVICE_NAME
+Handler: TypeAlias = grpc.GenericRpcHandler
 
 
 class Health:
