@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xds_server.model.history import SlotTables
 from xds_server.model.ids import NodeId, ProviderName, ServiceName
 from xds_server.model.snapshot import Node
 from xds_server.model.telemetry import (
@@ -164,6 +165,10 @@ class Registry:
     def window(self, now_s: float, slots: int) -> PairWindow:
         """What happened in the newest ``slots`` completed slots."""
         return self._windows.window(now_s, slots)
+
+    def newest(self) -> SlotTables:
+        """Copy what every pair reported in the newest completed slot."""
+        return self._windows.newest()
 
     def provider_load(self, now_s: float) -> ProviderLoad:
         """What providers say, averaged over the nodes that they said it to."""

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from xds_server.model.history import SlotTables
 from xds_server.model.ids import NodeId, ProviderName
 from xds_server.model.telemetry import (
     COUNTERS,
@@ -154,6 +155,20 @@ class PairWindows:
             rx_bytes=table[:, 2],
             tx_bytes=table[:, 3],
             age_s=now_s - self._seen_at_s[rows],
+        )
+
+    def newest(self) -> SlotTables:
+        """Copy the newest completed slot, rows that are not in use included."""
+        index = self._index = self._index or _Index.of(self._rows)
+        slot = (self._now - 1) % self._slots
+        return SlotTables(
+            nodes=index.nodes,
+            providers=index.providers,
+            node_row=index.node_row,
+            provider_row=index.provider_row,
+            rows=index.rows,
+            table=self._table[slot, : self._used].copy(),
+            hist=self._hist[slot, : self._used].copy(),
         )
 
     def _rows_of(self, node_id: NodeId, providers: tuple[ProviderName, ...]) -> Ints:

@@ -1,0 +1,117 @@
+"""One tick as history takes it: names once per problem, numbers once per tick."""
+
+import numpy as np
+
+from xds_server.core import latency
+from xds_server.core.calibration import Z_90
+from xds_server.core.tables import Floats
+from xds_server.engine.loop import Tick
+from xds_server.engine.types import Problem
+from xds_server.model.decision import MOVES
+from xds_server.model.history import OUTCOME_SUMS, Breach, Frame, SlotTables, TickRecord
+from xds_server.model.topology import Mesh
+
+
+class Records:
+    """Makes records; holds the frame of the problem that the last one was made for."""
+
+    def __init__(self) -> None:
+        self._problem: Problem | None = None
+        self._frame: Frame | None = None
+
+    def of(
+        self,
+        mesh: Mesh,
+        problem: Problem,
+        tick: Tick,
+        slot: SlotTables,
+        *,
+        at_s: float,
+        span_s: float,
+        breaches: tuple[Breach, ...] = (),
+    ) -> TickRecord:
+        """Return the record of ``tick``, which ended ``at_s`` after the epoch."""
+        if self._frame is None or problem is not self._problem:
+            self._problem, self._frame = problem, _frame(mesh, problem)
+        decision, deployed = tick.decision, tick.deployment
+        return TickRecord(
+            at_s=at_s,
+            span_s=span_s,
+            frame=self._frame,
+            slot=slot,
+            provider_gauges=_provider_gauges(tick),
+            pair_gauges=deployed.shares[:, None],
+            route_gauges=_route_gauges(tick),
+            outcomes=_outcomes(problem, tick),
+            moves=tuple(MOVES[m].value for m in decision.move),
+            hold_reasons=tuple(r.value for r in decision.hold_reason),
+            gain_ms=decision.hold.cost_ms - decision.chosen.cost_ms,
+            hold_predicted_s=decision.hold.latency_s,
+            hold_usd_per_million=decision.hold.usd_per_million,
+            weights=deployed.weights,
+            breaches=breaches,
+        )
+
+
+def _frame(mesh: Mesh, problem: Problem) -> Frame:
+    known = mesh.providers
+    return Frame(
+        routes=problem.routes,
+        providers=problem.providers,
+        services=tuple(known[p].service if p in known else "" for p in problem.providers),
+        pair_route=problem.pairs.route,
+        pair_provider=problem.pairs.provider,
+        groups=problem.group_keys,
+        group_of_node=problem.group_of_node,
+    )
+
+
+def _provider_gauges(tick: Tick) -> Floats:
+    """(J, len(PROVIDER_GAUGES)) in that order."""
+    evaluation, models = tick.evaluation, tick.lesson.models
+    stations = evaluation.stations
+    return np.column_stack(
+        [
+            latency.utilisation_ratio(stations, evaluation.observation.provider_rps),
+            stations.capacity_rps,
+            1e6 * evaluation.price_usd,
+            np.exp(models.service.mean),  # NaN: nobody has measured it
+            np.sqrt(models.service.variance),
+            models.kappa,
+            models.tail_ratio,
+            models.errors.ratio,
+        ]
+    )
+
+
+def _route_gauges(tick: Tick) -> Floats:
+    """(R, len(ROUTE_GAUGES)) in that order."""
+    evaluation, models, plan = tick.evaluation, tick.lesson.models, tick.deployment.forecast
+    slo_s = np.where(np.isfinite(evaluation.slo_s), evaluation.slo_s, np.nan)
+    return np.column_stack(
+        [
+            evaluation.demand_rps,
+            plan.latency_s,
+            plan.latency_p95_s,
+            slo_s,
+            plan.usd_per_million,
+            models.calibration,
+            models.budget_pressure,
+        ]
+    )
+
+
+def _outcomes(problem: Problem, tick: Tick) -> Floats:
+    """(R, len(OUTCOME_SUMS)) zeros where no forecast could be compared."""
+    out = np.zeros((len(problem.routes), len(OUTCOME_SUMS)))
+    found = tick.lesson.outcomes
+    if found:
+        row_of = {key: i for i, key in enumerate(problem.routes)}
+        rows = [row_of[o.route] for o in found]
+        z = np.array([o.z for o in found])
+        out[rows, 0] = 1.0
+        out[rows, 1] = [o.predicted_s for o in found]
+        out[rows, 2] = [o.observed_s for o in found]
+        out[rows, 3], out[rows, 4] = z, z**2
+        out[rows, 5] = np.abs(z) > Z_90
+    return out
