@@ -13,6 +13,7 @@
         AdapterError                 the outside world; ``retryable`` says what to do
         RecordingFullError           a recording has reached its bound; serving goes on
         UnreadableTapeError          a recording that cannot be replayed
+        HistoryError                 a history file that cannot be used; names the remedy
 
 A NACK, a hold and a missed deadline are not exceptions: they are an event, a decision
 and an outcome.
@@ -96,3 +97,11 @@ class RecordingFullError(XdsServerError):
 
 class UnreadableTapeError(XdsServerError):
     """A recording that cannot be replayed: not one of ours, or damaged."""
+
+
+class HistoryError(XdsServerError):
+    """A history file that cannot be opened, read or written. Serving goes on without it."""
+
+    def __init__(self, path: str, why: str, remedy: str) -> None:
+        self.path, self.why, self.remedy = path, why, remedy
+        super().__init__(f"{path}: {why}; {remedy}")

@@ -9,6 +9,7 @@ No metric is labelled with a node, a version, an address or a text from outside.
 import logging
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class RateLimit:
     ) -> None:
         self._limit, self._period_s, self._now_s = limit, period_s, now_s
         self._counts: dict[str, _Count] = {}
+        self._lock = threading.Lock()  # history logs from its own thread
         self._sweep_at_s = now_s() + period_s
 
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
@@ -75,16 +77,17 @@ class RateLimit:
         name = str(event.get("logger") or event.get("event"))
         if name == _DROPPED:
             return event
-        now_s = self._now_s()
-        if now_s >= self._sweep_at_s:
-            self._sweep(now_s)
-        if name not in self._counts and len(self._counts) >= EVENT_NAMES_KEPT:
-            name = "(others)"
-        count = self._counts.setdefault(name, _Count(now_s))
-        if count.lines >= self._limit:
-            count.dropped += 1
-            raise structlog.DropEvent
-        count.lines += 1
+        with self._lock:
+            now_s = self._now_s()
+            if now_s >= self._sweep_at_s:
+                self._sweep(now_s)
+            if name not in self._counts and len(self._counts) >= EVENT_NAMES_KEPT:
+                name = "(others)"
+            count = self._counts.setdefault(name, _Count(now_s))
+            if count.lines >= self._limit:
+                count.dropped += 1
+                raise structlog.DropEvent
+            count.lines += 1
         return event
 
     def _sweep(self, now_s: float) -> None:
@@ -185,6 +188,7 @@ class Metrics:
         self._declare_telemetry(declare)
         self._declare_engine(declare)
         self._declare_routes(declare)
+        self._declare_history(declare)
         self._declare_process()
         self._routes: frozenset[RouteKey] = frozenset()
 
@@ -356,6 +360,23 @@ class Metrics:
             self.provider_utilisation_ratio,
             self.provider_error_ratio,
             self.provider_price_usd_per_million,
+        )
+
+    def _declare_history(self, d: _Declare) -> None:
+        self.history_up = d.gauge(
+            "history_up", "1 while history is written, 0 while it is off or its file unusable."
+        )
+        self.history_rows_total = d.counter("history_rows_total", "Rows written to history.")
+        self.history_dropped_total = d.counter(
+            "history_dropped_total",
+            "What history lost, by why: ticks (queue, off), transactions (failed), else rows.",
+            ["reason"],
+        )
+        self.history_flush_seconds = d.histogram(
+            "history_flush_seconds", "Time that one transaction of history takes.", _TICK_S
+        )
+        self.history_file_bytes = d.gauge(
+            "history_file_bytes", "Size of the history file and its log."
         )
 
     def _declare_process(self) -> None:

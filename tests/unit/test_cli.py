@@ -49,7 +49,7 @@ def test_a_good_mesh_is_ok_and_its_inert_keys_are_notes():
     first, *notes = result.stdout.splitlines()
     assert first.endswith("OK: 2 services, 4 providers, 1 application")
     assert all(": note: no effect yet: " in note for note in notes)
-    assert any("history" in note for note in notes)
+    assert any("slow_tick_s" in note for note in notes)
 
 
 def test_a_good_mesh_as_json():

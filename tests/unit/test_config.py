@@ -78,7 +78,7 @@ def test_inert_keys_are_those_of_the_mesh_that_nothing_acts_on() -> None:
     assert inert_keys(parse_mesh(SMALL, "mesh.yaml")) == ()
     keys = [line.partition(":")[0] for line in inert_keys(parse_mesh(REFERENCE, "mesh.yaml"))]
     assert "services.search.providers.search-east.scale" in keys
-    assert "history" in keys
+    assert "engine.slow_tick_s" in keys
     assert "templates.storefront.behaviour.cpu_ratio" in keys
 
 

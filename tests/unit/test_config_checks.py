@@ -101,9 +101,10 @@ TOPOLOGY = [
     ),
     ("SERVER", "xds: {streams_per_s: 0}", "server.xds.streams_per_s", "0.1"),
     ("HISTORY", "keep: {1s: 3600}", "history.keep.1s", "unit"),
-    ("HISTORY", "keep: {often: 1h}", "history.keep.often", "unit"),
+    ("HISTORY", "keep: {often: 1h}", "history.keep.often", "resolution"),
     ("HISTORY", "keep: {1h: 1m}", "history.keep.1h", "less than one step"),
-    ("HISTORY", "keep: {60s: 1h, 1m: 1h}", "history.keep.1m", "same step"),
+    ("HISTORY", "keep: {60s: 1h, 1m: 1h}", "history.keep.60s", "resolution"),
+    ("HISTORY", "max_bytes: 1000", "history.max_bytes", "at least"),
     ("HISTORY", "keep: {}", "history.keep", "no entry"),
 ]
 

@@ -1,11 +1,9 @@
 """Faults of meaning in services, providers, engine, server and history."""
 
-import itertools
 import re
 from collections.abc import Iterable
 from typing import Final
 
-from xds_server.config.fields import duration_s
 from xds_server.config.schema import (
     EngineSection,
     HistorySection,
@@ -16,6 +14,7 @@ from xds_server.config.schema import (
 from xds_server.config.source import Document, KeyPath, dotted
 from xds_server.config.units import nearest
 from xds_server.errors import Problem
+from xds_server.model.history import RESOLUTION_S
 
 SCALERS: Final = ("process",)
 DISCOVERIES: Final = ("dns",)
@@ -216,14 +215,9 @@ def _check_history(history: HistorySection, findings: Findings) -> None:
     if not history.keep:
         findings.add(at, "has no entry", "write `keep: {1s: 1h}`")
     for resolution, keep_s in history.keep.items():
-        step_s = duration_s(resolution)
-        if not step_s:
-            message = f"{resolution[:40]!r} is not a duration with a unit"
-            findings.add((*at, resolution), message, "write it like `1s`, `1m`, `1h`")
-        elif keep_s < step_s:
+        if resolution not in RESOLUTION_S:
+            message = f"{resolution[:40]!r} is not a resolution of history"
+            findings.add((*at, resolution), message, "write `1s`, `1m` or `1h`")
+        elif keep_s < RESOLUTION_S[resolution]:
             message = f"keeps steps of {resolution} for less than one step"
             findings.add((*at, resolution), message, f"write at least `{resolution}`")
-    for one, other in itertools.combinations(history.keep, 2):
-        if duration_s(one) is not None and duration_s(one) == duration_s(other):
-            message = f"is the same step as `{one}`"
-            findings.add((*at, other), message, "keep one of the two")

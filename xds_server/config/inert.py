@@ -41,5 +41,3 @@ def _inert(mesh: Mesh) -> Iterator[str]:
                 yield f"{at}.saves: switching of features will use it"
             if flag.worth_usd_per_h:
                 yield f"{at}.worth_usd_per_h: switching of features will use it"
-    if mesh.history is not None:
-        yield "history: the history adapter will use it"

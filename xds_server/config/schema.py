@@ -262,6 +262,7 @@ class HistorySection(Section):
         default={"1s": 3600.0, "1m": 604800.0, "1h": 34560000.0},
         examples=["{1s: 1h, 1m: 7d, 1h: 400d}"],
     )
+    max_bytes: Annotated[int, Field(ge=16 * 2**20, le=2**50)] = 4_294_967_296
 
 
 class NodesSection(Section):

@@ -66,7 +66,9 @@ def translate(file: MeshFile) -> Mesh:
             name: Application(name, templates[a.template]) for name, a in file.applications.items()
         },
         server=_server(file.server),
-        history=HistorySettings(history.path, dict(history.keep)) if history else None,
+        history=HistorySettings(history.path, dict(history.keep), history.max_bytes)
+        if history
+        else None,
     )
 
 

@@ -22,6 +22,9 @@ from xds_server.model.ids import (
 )
 from xds_server.model.telemetry import Floats, Ints
 
+RESOLUTION_S: Final = {"1s": 1.0, "1m": 60.0, "1h": 3600.0}
+"""Resolutions of history, finest first; "1s" is one row per tick, whatever its length."""
+
 Float32s = NDArray[np.float32]
 
 SLOT_COLUMNS: Final = (

@@ -175,8 +175,9 @@ class ServerSettings:
 class HistorySettings:
     """Where history is kept, and each resolution for how long."""
 
-    path: str
-    keep_s: Mapping[str, float]
+    path: str  # relative to mesh.yaml
+    keep_s: Mapping[str, float]  # by resolution: 1s, 1m, 1h
+    max_bytes: int = 4 * 2**30
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,96 @@
+"""The history file on disk: made whole or not at all, opened, and what is wrong with it."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+
+from xds_server.errors import HistoryError
+from xds_server.history.schema import SCHEMA_VERSION, statements
+
+_LIMITS: Final[dict[str, Any]] = {
+    "threads": 1,  # beside an event loop: history is to cost little, not to be fast
+    "memory_limit": "256MiB",
+    "max_temp_directory_size": "1GiB",
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
+
+
+def connect(path: Path, *, read_only: bool = False) -> duckdb.DuckDBPyConnection:
+    """Open a history file; one that does not exist is made, unless ``read_only``.
+
+    A file that was killed off in the middle of a write is mended by DuckDB from its log.
+    Raises HistoryError.
+    """
+    try:
+        if not read_only:
+            _make(path)
+        connection = duckdb.connect(str(path), read_only=read_only, config=_LIMITS)
+    except (duckdb.Error, OSError) as error:
+        raise explained(path, error) from error
+    try:
+        _check(path, connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def explained(path: Path, error: Exception) -> HistoryError:
+    """What went wrong and what a person can do about it."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    low = text.lower()
+    if "lock" in low:
+        remedy = "end that process, or give this one a history.path of its own"
+    elif isinstance(error, OSError) or any(
+        sign in low
+        for sign in ("permission", "no such file", "read-only", "cannot open", "is a directory")
+    ):
+        remedy = "give it a path that can be written, in a folder that exists"
+    elif "no space" in low or "disk" in low:
+        remedy = "free some space"
+    else:
+        remedy = f"move it away (`mv {path} {path}.damaged`) and a new one is begun"
+    return HistoryError(str(path), text[:300], remedy)
+
+
+def _make(path: Path) -> None:
+    """Make an empty history, unless there is one: under another name, then in one step.
+
+    DuckDB refuses a file that was begun and not finished, so nobody may see one.
+    """
+    if path.exists() and path.stat().st_size == 0:
+        path.unlink()  # of an earlier attempt by hand, or `mktemp`
+    if path.exists():
+        return
+    path.with_name(path.name + ".wal").unlink(missing_ok=True)  # of a file that was removed
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    with duckdb.connect(str(new), config=_LIMITS) as connection:
+        for statement in statements():
+            connection.execute(statement)
+        connection.execute("INSERT INTO meta VALUES (?, now()::TIMESTAMP)", [SCHEMA_VERSION])
+        connection.execute("CHECKPOINT")
+    with suppress(FileExistsError):  # another process was faster: its file is used
+        path.hardlink_to(new)
+    new.unlink()
+
+
+def _check(path: Path, connection: duckdb.DuckDBPyConnection) -> None:
+    try:
+        found = connection.execute("SELECT version FROM meta").fetchall()
+    except duckdb.CatalogException as error:
+        raise HistoryError(
+            str(path), "a DuckDB file, but not a history", "give history.path another name"
+        ) from error
+    except duckdb.Error as error:
+        raise explained(path, error) from error
+    if found != [(SCHEMA_VERSION,)]:
+        version = found[0][0] if found else "none"
+        raise HistoryError(
+            str(path),
+            f"its schema is version {version}, this program reads {SCHEMA_VERSION}",
+            f"move it away (`mv {path} {path}.old`) and a new one is begun",
+        )
