@@ -20,11 +20,13 @@ import grpc
 import numpy as np
 import psutil
 import uvloop
+from prometheus_client import Counter
 
 from bench import push_world as world
 from bench.children import Answer, answering
 from bench.push_client import METHOD
 from bench.push_world import Shape
+from xds_server.app import collector
 from xds_server.app.clock import SystemClock
 from xds_server.app.plane import ControlPlane
 from xds_server.model.ids import RDS
@@ -32,7 +34,6 @@ from xds_server.model.topology import XdsLimits
 from xds_server.observability import Metrics, configure_logging
 from xds_server.protocol.events import Acked, Event
 from xds_server.protocol.framing import delta_response
-from xds_server.protocol.messages import Response
 from xds_server.resources.versions import make_resource
 from xds_server.wire.ads import DiscoveryServices
 from xds_server.wire.pump import Stream
@@ -48,7 +49,6 @@ class Acks:
     def __init__(self) -> None:
         self.total = 0
         self.at_s: list[float] = []
-        self.bytes = 0  # of the last response
         self._wanted = 0
         self._all = asyncio.Event()
 
@@ -84,11 +84,6 @@ class Counting(Recorder):
         if type(event) is Acked:
             self._acks.count()
 
-    def sent(self, stream: Stream, response: Response) -> None:
-        """As ever."""
-        super().sent(stream, response)
-        self._acks.bytes = len(response.payload)
-
     def closed(self, stream: Stream, reason: str) -> None:
         """As ever."""
         super().closed(stream, reason)
@@ -110,6 +105,7 @@ class Ours:
         self._groups = world.group_keys(1)
         self._generator = np.random.default_rng(1)
         self._settings = mesh.server
+        self._before = self._sent()
 
     @property
     def streams(self) -> int:
@@ -123,6 +119,7 @@ class Ours:
 
     async def arrange(self, groups: int) -> None:
         """Spread the nodes evenly, and publish once."""
+        self._before = self._sent()
         self._groups = world.group_keys(groups)
         for i, node_id in enumerate(sorted(self._plane.publisher.nodes)):
             self._plane.publisher.set_group(node_id, self._groups[i % groups])
@@ -133,9 +130,24 @@ class Ours:
         weights = world.overlay(self._shape, self._groups, self._generator)
         self._plane.publisher.publish(weights, self._clock.now_s())
 
+    @property
+    def push_bytes(self) -> int:
+        """Mean size of the responses since the last ``arrange``."""
+        (sent_before, before), (sent, size) = self._before, self._sent()
+        return round((size - before) / max(1.0, sent - sent_before))
+
+    def _sent(self) -> tuple[float, float]:
+        metrics = self._plane.metrics
+        return _total(metrics.responses_total), _total(metrics.push_bytes_total)
+
     def ended(self) -> list[str]:
         """Why streams ended."""
         return self._recorder.reasons
+
+
+def _total(counter: Counter) -> float:
+    """Sum over the labels."""
+    return sum(s.value for family in counter.collect() for s in family.samples)
 
 
 class _Methods(grpc.GenericRpcHandler):
@@ -160,12 +172,16 @@ class Echo:
         empty = delta_response(RDS, "1", "1", (make_resource(RDS, "r", b""),))
         body = bytes(max(0, size_bytes - len(empty) - 6))
         self._payload = delta_response(RDS, "1", "1", (make_resource(RDS, "r", body),))
-        self.acks.bytes = len(self._payload)
 
     @property
     def streams(self) -> int:
         """How many are open."""
         return len(self._contexts)
+
+    @property
+    def push_bytes(self) -> int:
+        """Size of a response."""
+        return len(self._payload)
 
     @asynccontextmanager
     async def serving(self, port: int) -> AsyncIterator[None]:
@@ -214,7 +230,7 @@ class Commands:
         return {
             "streams": self._server.streams,
             "acks": self._server.acks.total,
-            "push_bytes": self._server.acks.bytes,
+            "push_bytes": self._server.push_bytes,
             "rss_bytes": psutil.Process().memory_info().rss,
             "ended": {reason: ended.count(reason) for reason in set(ended)},
         }
@@ -259,7 +275,7 @@ async def _run(kind: str, shape: Shape, port: int) -> None:
     server: Ours | Echo = Ours(shape, port) if kind == "ours" else Echo()
     commands = Commands(server)
     async with server.serving(port):
-        gc.freeze()
+        collector.tune()
         if kind == "echo":
             gc.disable()
         await answering(

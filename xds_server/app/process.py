@@ -1,7 +1,6 @@
 """Runs a control plane as one process: tasks, signals, reload, shutdown."""
 
 import asyncio
-import gc
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import structlog
 
 from xds_server.admin import create_admin, serve_admin
+from xds_server.app import collector
 from xds_server.app.clock import SystemClock
 from xds_server.app.plane import ControlPlane
 from xds_server.app.watch import changes
@@ -54,8 +54,7 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
             admin=str(mesh.server.admin),
             inert_keys=inert_keys(mesh),
         )
-        # What exists now stays: the collector need not look at it in every pass.
-        gc.freeze()
+        collector.tune()
         await _work(plane, path, changed, stop)
         await _drain(plane, server, hurry)
     if plane.tape is not None:

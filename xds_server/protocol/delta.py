@@ -137,9 +137,6 @@ class DeltaStream(StreamMachine):
 
     def _chunks(self, update: Update) -> Iterator[Update]:
         """Cut by size; names are taken away last."""
-        if len(update.resources) <= 1:
-            yield update
-            return
         chunk: list[Resource] = []
         size = 0
         for resource in update.resources:

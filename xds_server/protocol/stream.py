@@ -13,12 +13,12 @@ from itertools import count
 from typing import Any
 
 from xds_server.errors import RemoteProtocolError
-from xds_server.model.ids import CDS, EDS, LDS, SHORT, Nonce, ResourceName, TypeUrl, Version
+from xds_server.model.ids import CDS, EDS, LDS, SHORT, VHDS, Nonce, ResourceName, TypeUrl, Version
 from xds_server.model.snapshot import EMPTY, Resource, Snapshot, TypeSnapshot
 from xds_server.protocol.events import Acked, Event, Nacked, Quarantined, Stale
 from xds_server.protocol.holds import NONE, Holds
 from xds_server.protocol.messages import Response
-from xds_server.protocol.ordering import HOLD_MAX_S, ORDER, POINTERS
+from xds_server.protocol.ordering import HOLD_MAX_S, ORDER, POINTERS, TARGETS
 from xds_server.protocol.quarantine import Quarantine
 from xds_server.protocol.recovery import Recovery
 from xds_server.protocol.state import (
@@ -27,6 +27,7 @@ from xds_server.protocol.state import (
     UNKNOWN,
     InFlight,
     Sent,
+    Target,
     TypeState,
     Update,
 )
@@ -52,6 +53,7 @@ class StreamMachine(Holds):
         super().__init__(drain_s, quarantine)
         self._nonces = count(1)
         self._prefix, self._only = nonce_prefix, only
+        self._quiet = False  # since the last poll nothing has to be done at any time
 
     # -- what subclasses decide ------------------------------------------------------
 
@@ -91,8 +93,10 @@ class StreamMachine(Holds):
 
     def poll(self, snapshot: Snapshot, now_s: float) -> list[Response]:
         """Return what to send now, in order; sending is assumed to succeed or end the stream."""
-        if self._idle(snapshot):
-            return []
+        plain = self._plainly_due(snapshot, now_s)
+        if plain is not None:
+            return plain
+        self._quiet = False
         responses: list[Response] = []
         unwedged = self._unwedge(snapshot, now_s)
         if not self._targets_unsettled(snapshot):
@@ -110,16 +114,46 @@ class StreamMachine(Holds):
             responses = [replace(r, unwedge=r.type_url == EDS) for r in responses]
         return responses
 
-    def _idle(self, snapshot: Snapshot) -> bool:
-        """Whether there is plainly nothing to do, which is so after most requests."""
-        cds = self._types.get(CDS)
-        if not self._gate.open or (cds is not None and cds.in_flight):
-            return False
+    def _plainly_due(self, snapshot: Snapshot, now_s: float) -> list[Response] | None:
+        """Return what ``poll`` would, where that is plain, as it mostly is; None where not.
+
+        Plain is that every type is settled, or all but one that nothing waits for, and that
+        neither a hold, a drain, a refusal nor an unanswered response plays a part.
+        """
+        types, gate = self._types, self._gate
+        cds = types.get(CDS)
+        if not gate.open or (cds is not None and cds.in_flight):
+            return None
         part_of = snapshot.types.get
-        for type_url, state in self._types.items():
+        behind = None
+        for type_url, state in types.items():
             if state.settled is not part_of(type_url, EMPTY):
-                return False
-        return True
+                if behind is not None or type_url in TARGETS:
+                    return None
+                behind = state
+        self._quiet = True
+        if behind is None:
+            return []
+        if (
+            behind.in_flight
+            or behind.resumed
+            or behind.recovery is not None
+            or gate.endpoints_due
+            or (cds is not None and cds.partial)
+            or VHDS in types
+            or self._quarantine
+        ):
+            self._quiet = False
+            return None
+        part = part_of(behind.subscription.type_url, EMPTY)
+        picked = behind.subscription.pick(part)
+        update = self._missing(behind, Target(picked, NONE, NONE, part.aliases))
+        responses = self._send(behind, part, update, now_s) if update else []
+        if behind.partial:
+            self._quiet = False
+        else:
+            behind.settled = part
+        return responses
 
     def heartbeat(self, snapshot: Snapshot, now_s: float) -> list[Response]:
         """Return responses that extend the TTL of what the client has and may keep."""
@@ -145,6 +179,8 @@ class StreamMachine(Holds):
 
     def next_deadline_s(self, now_s: float) -> float | None:
         """When to poll again though nothing happened; None: never."""
+        if self._quiet:
+            return None
         waits = [] if self._gate.open else self._gate.deadlines(self._drain_s, now_s)
         for state in self._types.values():
             if not state.in_flight:
@@ -162,6 +198,7 @@ class StreamMachine(Holds):
 
     def _type_of(self, type_url: TypeUrl) -> TypeUrl:
         """Return the type that is meant. Raises RemoteProtocolError."""
+        self._quiet = False
         if self._only is None:
             if not type_url:
                 raise RemoteProtocolError("a request on an aggregated stream needs a type_url")
@@ -327,7 +364,7 @@ class StreamMachine(Holds):
         """Encode an update; what does not fit into the responses in flight stays due."""
         responses: list[Response] = []
         state.partial = False
-        for chunk in self._chunks(update):
+        for chunk in self._chunks(update) if len(update.resources) > 1 else (update,):
             if len(state.in_flight) >= IN_FLIGHT_MAX:
                 state.partial = True
                 return responses
@@ -342,10 +379,11 @@ class StreamMachine(Holds):
     ) -> Response:
         type_url, nonce = state.subscription.type_url, self._next_nonce()
         version = _version(part, update) if update.deviates else part.version
+        resources = update.resources
         payload = self._encode(state, version, nonce, update)
         if type_url == CDS:
             self._clusters_sent(state, update)
-        for resource in update.resources:
+        for resource in resources:
             state.sent[resource.name] = Sent(resource.version, resource)
             state.missing_told.discard(resource.name)
             state.asked.discard(resource.name)
@@ -354,10 +392,10 @@ class StreamMachine(Holds):
             state.asked.discard(name)
             if name in state.subscription.names:
                 state.missing_told.add(name)
-        flight = InFlight(version, update.resources, now_s, heartbeat=False)
-        state.in_flight[nonce] = flight
+        state.in_flight[nonce] = InFlight(version, resources, now_s, heartbeat=False)
         state.nonce = nonce
-        return Response(type_url, nonce, version, payload, flight.names, update.removed)
+        names = tuple([r.name for r in resources])
+        return Response(type_url, nonce, version, payload, names, update.removed)
 
     def _next_nonce(self) -> Nonce:
         return f"{self._prefix}{next(self._nonces)}"

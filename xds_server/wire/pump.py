@@ -22,7 +22,7 @@ from xds_server.errors import RemoteProtocolError
 from xds_server.model.ids import RTDS, TypeUrl
 from xds_server.model.snapshot import Node, Snapshot
 from xds_server.ports import Clock, Wakeup
-from xds_server.protocol.events import Acked, Event, Nacked, Quarantined, UnknownType
+from xds_server.protocol.events import Acked, Event, Nacked, Quarantined, Subscribed, UnknownType
 from xds_server.protocol.messages import DeltaRequest, Response, SotwRequest
 from xds_server.protocol.quarantine import Quarantine
 from xds_server.protocol.status import Progress, ResourceState
@@ -316,13 +316,12 @@ class Stream:
             self._tape.opened(self, node)
 
     def _apply(self, request: Request, now_s: float) -> None:
-        runtime_before = self._machine.subscribes_to(RTDS)
         for event in self._machine.receive(request, now_s):
             self._observer.received(self, event)
             if type(event) is not Acked or _root.isEnabledFor(logging.DEBUG):
                 self._report(event)
-        if not runtime_before and self._handle and self._machine.subscribes_to(RTDS):
-            self._source.uses_runtime(self._handle)
+            if type(event) is Subscribed and event.type_url == RTDS and self._handle is not None:
+                self._source.uses_runtime(self._handle)
 
     def _flag(self, event: str, key: str = "", **facts: object) -> None:
         """Log something that may repeat, once per stream."""
