@@ -11,10 +11,12 @@ from xds_server.cache.publisher import Publisher
 from xds_server.engine.explain import explain
 from xds_server.engine.loop import Tick, tick
 from xds_server.engine.problem import build_problem
+from xds_server.engine.seeding import plant_providers, plant_routes
 from xds_server.engine.state import EngineState, adopt, initial_state
 from xds_server.engine.types import Group
 from xds_server.errors import XdsServerError
 from xds_server.model.decision import Explanation
+from xds_server.model.history import Seeds
 from xds_server.model.ids import GroupKey, Locality, NodeId, ProviderName
 from xds_server.model.snapshot import Node
 from xds_server.model.telemetry import InstanceSignals
@@ -47,12 +49,15 @@ class Engine:
         endpoints: Mapping[ProviderName, tuple[Address, ...]],
         publisher: Publisher,
         registry: Registry,
+        seeds: Seeds = Seeds(),  # noqa: B008 - frozen
     ) -> None:
-        self._mesh, self._endpoints = mesh, endpoints
+        """Start from the priors of ``mesh``, or from ``seeds`` where they know better."""
+        self._mesh, self._endpoints, self._seeds = mesh, endpoints, seeds
         self._publisher, self._registry = publisher, registry
         self._tracker = PhaseTracker()
         self._groups: dict[GroupKey, Group] = {}
         self._state = initial_state(build_problem(mesh, endpoints, ()))
+        plant_providers(self._state, seeds)
         self._last_s: float | None = None
         self.turns = 0
         self.last: Turn | None = None
@@ -139,7 +144,10 @@ class Engine:
         if groups != self._groups:
             self._groups = groups
             problem = build_problem(self._mesh, self._endpoints, groups.values())
-            self._state = adopt(self._state, problem)
+            before, self._state = self._state.problem, adopt(self._state, problem)
+            enforced = self._mesh.mode is Mode.ENFORCE
+            ttl_s = self._mesh.engine.weights_ttl_s if enforced else 0.0
+            plant_routes(self._state, before, self._seeds, now_s=now_s, ttl_s=ttl_s)
         for key, ids in members.items():
             for node_id in ids:
                 self._publisher.set_group(node_id, key)

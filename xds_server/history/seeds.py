@@ -18,10 +18,12 @@ _SPAN_S: Final = {"1s": 0.0, "1m": 60.0}
 """How long after its ``at_utc`` a row was written, at the latest."""
 
 
-def read_seeds(path: Path, connection: duckdb.DuckDBPyConnection, wall_s: float) -> Seeds:
+def read_seeds(
+    path: Path, connection: duckdb.DuckDBPyConnection, *, now_s: float, wall_s: float
+) -> Seeds:
     """Return the newest rows of every provider and route. Raises HistoryError."""
     try:
-        return Seeds(_providers(connection, wall_s), _routes(connection, wall_s))
+        return Seeds(now_s, _providers(connection, wall_s), _routes(connection, wall_s))
     except duckdb.Error as error:
         raise explained(path, error) from error
 

@@ -121,13 +121,18 @@ class History:
         finally:
             connection.close()
 
-    def seeds(self, wall_s: float) -> Seeds:
+    def seeds(self) -> Seeds:
         """Return what the file says about providers and routes lately; nothing if it is off."""
         if self._store is None:
             return Seeds()
         try:
             with self._store.reader() as connection:
-                return read_seeds(self._store.path, connection, wall_s)
+                return read_seeds(
+                    self._store.path,
+                    connection,
+                    now_s=self._clock.now_s(),
+                    wall_s=self._clock.wall_s(),
+                )
         except HistoryError as error:
             self._fail(error)
             return Seeds()

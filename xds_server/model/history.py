@@ -164,5 +164,6 @@ class RouteSeed:
 class Seeds:
     """What models start from; ages are those at the time of reading."""
 
+    read_at_s: float = 0.0  # monotonic
     providers: Mapping[ProviderName, ProviderSeed] = field(default_factory=dict)
     routes: Mapping[RouteKey, RouteSeed] = field(default_factory=dict)
