@@ -62,7 +62,8 @@ def live(plane: Plane, ticks: int, path: Path) -> None:
 
 def restarted(before: Plane, path: Path | None, *, down_s: float) -> Plane:
     """Another control plane over the same providers, ``down_s`` later."""
-    after = Plane(before.stations, before.rps, baseline=BASELINE, seed=2)
+    after = Plane(three(), before.rps, baseline=BASELINE, seed=2)
+    after.stations = before.stations  # as they are; mesh.yaml says what they were
     after.now_s = before.now_s + down_s
     if down_s <= TTL_S:
         after.actuator.overlays = before.actuator.overlays[-1:]  # sidecars still have them
@@ -88,9 +89,8 @@ def distance(a: dict[str, float], b: dict[str, float]) -> float:
 @pytest.fixture
 def learned(tmp_path: Path) -> tuple[Plane, Path]:
     """East has become three times as slow; the engine has found out where its calls belong."""
-    stations = three()
-    stations["east"].service_s *= 3.0
-    plane = Plane(stations, 150.0, baseline=BASELINE)
+    plane = Plane(three(), 150.0, baseline=BASELINE)
+    plane.stations["east"].service_s *= 3.0
     live(plane, 40, tmp_path / "history.duckdb")
     return plane, tmp_path / "history.duckdb"
 
