@@ -1,6 +1,6 @@
 """The control plane's parts, joined; and what the admin API may see of them."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,6 +42,10 @@ log = structlog.get_logger()
 
 STALLED_TICKS = 5
 """Ticks without one after which the engine counts as stalled, and the plane as not ready."""
+RECONNECT_S = 2.0
+"""How long a node without a stream is still the same one, with its weights, phase and windows:
+connections end by age, and Envoy is back within a second. How fast streams are let in bounds
+how many such nodes there are."""
 NAMES_SHOWN = 16
 """Names of resources in one type's status; more are cut off."""
 LOAD_REPORTS_VALID = 3
@@ -96,6 +100,7 @@ class ControlPlane:
         self._started_s = clock.now_s()
         self._turned_s: float | None = None
         self._refused_recorded: Counter[str] = Counter()
+        self._leaving: deque[tuple[float, NodeHandle]] = deque()  # when to let go, and of whom
 
     def handlers(self) -> tuple[Handler, ...]:
         """Return everything that the xDS port serves."""
@@ -123,10 +128,15 @@ class ControlPlane:
         return handle
 
     def disconnect(self, handle: NodeHandle) -> None:
-        """Take back one ``connect``."""
-        self.publisher.disconnect(handle)
-        self.registry.node_disconnected(handle.node.node_id)
+        """Take back one ``connect``, when the node has had the time to come back."""
+        self._leaving.append((self._clock.now_s() + RECONNECT_S, handle))
         log.info("xds.node_disconnected", node_id=handle.node.node_id)
+
+    def _let_go(self, now_s: float) -> None:
+        while self._leaving and self._leaving[0][0] <= now_s:
+            _, handle = self._leaving.popleft()
+            self.publisher.disconnect(handle)
+            self.registry.node_disconnected(handle.node.node_id)
 
     def uses_runtime(self, handle: NodeHandle) -> None:
         """Say that the stream subscribes to RTDS."""
@@ -169,6 +179,7 @@ class ControlPlane:
     def turn(self) -> None:
         """Run one tick and record it."""
         now_s = self._clock.now_s()
+        self._let_go(now_s)
         if self.publisher.expire(now_s):
             log.error("engine.weights_expired", ttl_s=self.mesh.engine.weights_ttl_s)
             self.engine.forget_published()
@@ -183,7 +194,8 @@ class ControlPlane:
             self.metrics.tick_overruns_total.inc()
 
     def expire(self) -> None:
-        """Withdraw weights that a stuck engine no longer renews."""
+        """Withdraw weights that a stuck engine no longer renews; let go of nodes that left."""
+        self._let_go(self._clock.now_s())
         if self.publisher.expire(self._clock.now_s()):
             log.error("engine.weights_expired", ttl_s=self.mesh.engine.weights_ttl_s)
             self.engine.forget_published()
