@@ -10,7 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from xds_server.admin.encode import dumps
+from xds_server.admin.answers import json_response as _json
+from xds_server.admin.answers import problem_response as _problem
+from xds_server.admin.history import history_routes
+from xds_server.history.writer import History
 from xds_server.model.decision import Explanation
 from xds_server.model.status import Status
 from xds_server.observability import Metrics
@@ -21,6 +24,10 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     "/readyz": "200 when it can serve, else 503 with the reasons",
     "/v1/status": "nodes, routes, providers and bottlenecks",
     "/v1/explain/{application}/{service}": "why each of its routes has the weights that it has",
+    "/v1/history?service=...": "what its providers did over time",
+    "/v1/history/decisions?service=...": "what was decided about it",
+    "/v1/history/anomalies?service=...": "instances outside of what their templates expect",
+    "/v1/history/export?service=...&format=csv": "the rows behind it; or format=parquet",
 }
 
 
@@ -43,7 +50,7 @@ class View(Protocol):
         ...
 
 
-def create_admin(view: View, metrics: Metrics) -> Starlette:
+def create_admin(view: View, metrics: Metrics, history: History | None = None) -> Starlette:
     """Return the application; it holds no state of its own."""
 
     async def index(_: Request) -> Response:
@@ -79,19 +86,10 @@ def create_admin(view: View, metrics: Metrics) -> Starlette:
             Route("/readyz", readyz),
             Route("/v1/status", status),
             Route("/v1/explain/{application}/{service}", explain),
+            *(history_routes(history) if history is not None else ()),
         ],
         exception_handlers={HTTPException: _http_problem},
     )
-
-
-def _json(value: object, status: int = 200) -> Response:
-    return Response(dumps(value), status, media_type="application/json")
-
-
-def _problem(status: int, title: str, detail: str, **more: object) -> Response:
-    """Return an RFC 9457 problem."""
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, **more}
-    return Response(dumps(body), status, media_type="application/problem+json")
 
 
 def _unknown_route(status: Status, application: str, service: str) -> Response:

@@ -11,15 +11,18 @@ from xds_server.behaviour.bands import check_bands
 from xds_server.cache.nodes import NodeHandle
 from xds_server.cache.publisher import Publisher
 from xds_server.config import inert_keys
+from xds_server.engine.record import Records
 from xds_server.engine.report import (
     bottlenecks_status,
     providers_status,
     record_turn,
     routes_status,
 )
-from xds_server.engine.runner import Engine
+from xds_server.engine.runner import Engine, Turn
 from xds_server.errors import ConfigError, Problem
+from xds_server.history.writer import History
 from xds_server.model.decision import Explanation
+from xds_server.model.history import Breach
 from xds_server.model.ids import RTDS, SHORT, NodeId, ProviderName, ServiceName
 from xds_server.model.snapshot import Node
 from xds_server.model.status import BandStatus, NodeStatus, Status, TypeStatus
@@ -75,7 +78,9 @@ class ControlPlane:
         )
         resources = MeshResources(mesh, {})
         self.publisher = Publisher(mesh, resources)
-        self.engine = Engine(mesh, {}, self.publisher, self.registry)
+        self.history = History(mesh.history, path.parent, self.metrics, clock)
+        self._records = Records()
+        self.engine = Engine(mesh, {}, self.publisher, self.registry, self.history.seeds())
         recorder = Recorder(self.metrics)
         self.tape: TapeRecorder | None = None
         if record is not None:
@@ -161,6 +166,7 @@ class ControlPlane:
         for gone in self.mesh.providers.keys() - mesh.providers.keys():
             self.metrics.forget_provider(gone)
         self.mesh = mesh
+        self.history.configure(mesh.history)
         self.registry.set_providers(
             _services(mesh), slot_s=mesh.engine.tick_s, load_valid_s=_load_valid_s(mesh)
         )
@@ -187,9 +193,12 @@ class ControlPlane:
             age_s = self.registry.telemetry_age_s(node_id, now_s)
             self.publisher.see(node_id, self.registry.hosts(node_id), age_s, now_s)
         turn = self.engine.turn(now_s, self._clock.wall_s())
+        span_s = self.mesh.engine.tick_s if self._turned_s is None else now_s - self._turned_s
         self._turned_s = now_s
         record_turn(self.metrics, self.engine.state.problem, turn)
-        self._record_nodes()
+        breaches = self._record_nodes()
+        if self.history.up:
+            self._put_history(turn, span_s, breaches)
         if turn.duration_s > self.mesh.engine.tick_s:
             self.metrics.tick_overruns_total.inc()
 
@@ -200,10 +209,23 @@ class ControlPlane:
             log.error("engine.weights_expired", ttl_s=self.mesh.engine.weights_ttl_s)
             self.engine.forget_published()
 
-    def _record_nodes(self) -> None:
+    def _put_history(self, turn: Turn, span_s: float, breaches: tuple[Breach, ...]) -> None:
+        record = self._records.of(
+            self.mesh,
+            self.engine.state.problem,
+            turn.tick,
+            self.registry.newest(),
+            at_s=self._clock.wall_s(),
+            span_s=span_s,
+            breaches=breaches,
+        )
+        self.history.put(record)
+
+    def _record_nodes(self) -> tuple[Breach, ...]:
+        """Set the metrics of nodes; return which of them breach what."""
         metrics, last = self.metrics, self.engine.last
         if last is None:
-            return
+            return ()
         metrics.registry_pairs.set(self.registry.pairs)
         for reason, count in (self.registry.refused - self._refused_recorded).items():
             metrics.telemetry_refused_total.labels("registry", reason).inc(count)
@@ -236,13 +258,29 @@ class ControlPlane:
         }
         metrics.silent_nodes.set(len(silent))
         breaches: Counter[tuple[str, str]] = Counter()
+        found: list[Breach] = []
         for signals in last.signals:
             if signals.node_id in self.registry.nodes:
                 application = self.registry.nodes[signals.node_id].node.application
+                state = last.phases.get(signals.node_id)
                 for band in self._bands(signals.node_id):
                     breaches[application, band.name] += band.state == "breach"
+                    if band.state == "breach" and band.value is not None:
+                        found.append(
+                            Breach(
+                                signals.node_id,
+                                application,
+                                state.phase if state else "",
+                                band.name,
+                                band.service,
+                                band.value,
+                                band.low,
+                                band.high,
+                            )
+                        )
         for key, count in breaches.items():
             metrics.behaviour_breaches.labels(*key).set(count)
+        return tuple(found)
 
     # -- View ------------------------------------------------------------------------
 

@@ -40,7 +40,8 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
     plane.endpoints.set_mesh(mesh)
     await plane.endpoints.first(mesh, DISCOVERY_WITHIN_S)
     plane.endpoints_changed()
-    admin = create_admin(plane, plane.metrics)
+    plane.history.start()
+    admin = create_admin(plane, plane.metrics, plane.history)
     async with (
         serve_admin(admin, mesh.server.admin),
         serving(mesh.server, plane.handlers()) as server,
@@ -59,6 +60,7 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
         await _drain(plane, server, hurry)
     if plane.tape is not None:
         await asyncio.to_thread(plane.tape.close)
+    await asyncio.to_thread(plane.history.stop)
     plane.endpoints.stop()
     log.info("server.stopped")
     return 0

@@ -26,6 +26,8 @@ def connect(path: Path, *, read_only: bool = False) -> duckdb.DuckDBPyConnection
     """
     try:
         if not read_only:
+            for left in path.parent.glob(f".{path.name}.export-*"):
+                left.unlink(missing_ok=True)  # of a process that was killed
             _make(path)
         connection = duckdb.connect(str(path), read_only=read_only, config=_LIMITS)
     except (duckdb.Error, OSError) as error:
@@ -49,6 +51,8 @@ def explained(path: Path, error: Exception) -> HistoryError:
         for sign in ("permission", "no such file", "read-only", "cannot open", "is a directory")
     ):
         remedy = "give it a path that can be written, in a folder that exists"
+    elif "interrupt" in low:
+        remedy = "it took too long: ask for less time or a coarser resolution"
     elif "no space" in low or "disk" in low:
         remedy = "free some space"
     else:

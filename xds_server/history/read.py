@@ -8,7 +8,6 @@ from typing import Any, Final
 import duckdb
 import numpy as np
 
-from xds_server.errors import HistoryError
 from xds_server.history.files import explained
 from xds_server.history.quantiles import QUANTILES, with_quantiles
 from xds_server.history.schema import PAIR, PROVIDER, SERIES_KEYS, Kind
@@ -67,10 +66,14 @@ class Reader:
     """Answers over one connection; each call is one moment of the file."""
 
     def __init__(self, path: Path, connection: duckdb.DuckDBPyConnection) -> None:
-        self._path, self._con = path, connection
+        self.path, self._con = path, connection
 
     def points(self, query: Query) -> Answer:
-        """Return each provider's points. Raises HistoryError; KeyError: no such name."""
+        """Return each provider's points.
+
+        Raises HistoryError; KeyError for a name that history does not have; ValueError for
+        more than is answered.
+        """
         self._require_names(query)
         resolution, rows = query.resolution, {}
         for resolution in self._resolutions(query):
@@ -149,7 +152,7 @@ class Reader:
     def export(self, query: Query, form: str, output: Path) -> None:
         """Write every column of the rows asked for as ``parquet`` or ``csv``.
 
-        Raises HistoryError, and KeyError for a name that history does not have.
+        Raises HistoryError, KeyError and ValueError as ``points`` does.
         """
         self._require_names(query)
         kind = _kind(query)
@@ -162,7 +165,7 @@ class Reader:
             GROUP BY ALL"""
         count = self._rows(f"SELECT count(*) AS n FROM ({source})", values)[0]["n"]
         if count > EXPORT_ROWS_MAX:
-            raise self._too_many(f"{count} rows", EXPORT_ROWS_MAX)
+            raise _too_many(f"{count} rows", EXPORT_ROWS_MAX)
         options = {"parquet": "FORMAT parquet", "csv": "FORMAT csv, HEADER"}[form]
         target = str(output).replace("'", "''")
         self._rows(
@@ -206,9 +209,9 @@ class Reader:
         try:
             found = self._con.execute(text, values).fetchnumpy()
         except duckdb.Error as error:
-            raise explained(self._path, error) from error
+            raise explained(self.path, error) from error
         if len(found["at_s"]) > POINTS_MAX:
-            raise self._too_many("too many points", POINTS_MAX)
+            raise _too_many("too many points", POINTS_MAX)
         # A column without any value comes as objects.
         return {
             name: np.ma.filled(np.ma.asarray(column).astype(np.float64), np.nan)
@@ -219,8 +222,11 @@ class Reader:
 
     def _resolutions(self, query: Query) -> Sequence[str]:
         """Return the resolution asked for; for ``auto`` those to try, best first."""
-        if query.resolution != "auto":
+        if query.resolution in RESOLUTION_S:
             return [query.resolution]
+        if query.resolution != "auto":
+            known = ", ".join(("auto", *RESOLUTION_S))
+            raise ValueError(f"no resolution {query.resolution!r}; one of {known}")
         span_s = query.until_s - query.since_s
         names = list(RESOLUTION_S)
         best = next((i for i, r in enumerate(names) if span_s <= _FINEST_UP_TO_S.get(r, 1e99)), -1)
@@ -248,14 +254,15 @@ class Reader:
             names = [column[0] for column in cursor.description or ()]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
         except duckdb.Error as error:
-            raise explained(self._path, error) from error
-
-    def _too_many(self, what: str, limit: int) -> HistoryError:
-        remedy = "ask for a coarser resolution, less time or one provider"
-        return HistoryError(str(self._path), f"{what}, at most {limit} are answered", remedy)
+            raise explained(self.path, error) from error
 
 
 _PROVIDER: Final = ("service", "provider")
+
+
+def _too_many(what: str, limit: int) -> ValueError:
+    remedy = "ask for a coarser resolution, less time or one provider"
+    return ValueError(f"{what}, at most {limit} are answered; {remedy}")
 
 
 def _kind(query: Query) -> Kind:

@@ -28,6 +28,8 @@ log = structlog.get_logger()
 FLUSH_INTERVAL_S: Final = 2.0
 """What was handed over longer ago than this is in the file, also after kill -9. Transactions
 begin twice as often, so that there is as long for one to be written."""
+QUERY_S: Final = 20.0
+"""A question that takes longer is given up."""
 RETRY_S: Final = 30.0
 """How often a file that cannot be used is tried again."""
 QUEUE_RECORDS: Final = 256
@@ -88,6 +90,10 @@ class History:
         """Whether history is written, and if not, why."""
         return HistoryState(self.up, "" if self.up else self._why)
 
+    def wall_s(self) -> float:
+        """Return seconds since the epoch, as records have them."""
+        return self._clock.wall_s()
+
     def put(self, record: TickRecord) -> None:
         """Hand over a tick; returns at once."""
         with self._wake:
@@ -116,9 +122,13 @@ class History:
             connection = store.reader()
         except duckdb.Error as error:  # closed a moment ago
             raise HistoryError(str(store.path), str(error), "try again") from error
+        late = threading.Timer(QUERY_S, connection.interrupt)
+        late.daemon = True
+        late.start()
         try:
             yield Reader(store.path, connection)
         finally:
+            late.cancel()
             connection.close()
 
     def seeds(self) -> Seeds:
