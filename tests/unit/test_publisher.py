@@ -45,7 +45,7 @@ def test_a_new_node_gets_everything_it_needs_at_the_baseline() -> None:
     assert handle.snapshot().of(RTDS).resources["weights"].ttl_s is None
 
 
-def test_weights_change_the_runtime_layer_and_nothing_else() -> None:
+def test_case_67_weights_change_the_runtime_layer_and_nothing_else() -> None:
     made = connected()
     before = versions(made)
     made.publish(overlay(a=2500, b=7500), 0.0)
@@ -103,7 +103,7 @@ async def test_only_the_nodes_that_a_change_concerns_are_woken() -> None:
         ({"a": 1.5, "b": 1}, "not an integer"),
     ],
 )
-def test_weights_that_envoy_would_fail_on_change_nothing(weights: dict[str, int], why: str) -> None:
+def test_case_68_and_69_weights_that_envoy_would_fail_on_change_nothing(weights: dict[str, int], why: str) -> None:
     made = connected()
     made.publish(overlay(a=1, b=1), 0.0)
     before = versions(made)
