@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import structlog
@@ -56,8 +56,7 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
             inert_keys=inert_keys(mesh),
         )
         collector.tune()
-        await _work(plane, path, changed, stop)
-        await _drain(plane, server, hurry)
+        await _work(plane, path, changed, stop, lambda: _drain(plane, server, hurry))
     if plane.tape is not None:
         await asyncio.to_thread(plane.tape.close)
     await asyncio.to_thread(plane.history.stop)
@@ -94,9 +93,16 @@ async def _drain(plane: ControlPlane, server: Server, hurry: asyncio.Event) -> N
 
 
 async def _work(
-    plane: ControlPlane, path: Path, changed: AsyncIterator[None], stop: asyncio.Event
+    plane: ControlPlane,
+    path: Path,
+    changed: AsyncIterator[None],
+    stop: asyncio.Event,
+    drain: Callable[[], Awaitable[None]],
 ) -> None:
-    """Run every task until ``stop``; one that fails by a bug ends the process."""
+    """Run every task until ``stop``, and while ``drain`` takes: weights need to be renewed.
+
+    A task that fails by a bug ends the process.
+    """
     async with asyncio.TaskGroup() as tasks:
         running = [
             tasks.create_task(_tick(plane), name="engine"),
@@ -106,6 +112,7 @@ async def _work(
         ]
         await stop.wait()
         log.info("server.stopping")
+        await drain()
         for task in running:
             task.cancel()
 
