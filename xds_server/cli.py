@@ -298,6 +298,40 @@ def explain(
     _print_rich(render_explanation(data))
 
 
+@app.command(epilog="Example: xds-server services search")
+def services(
+    name: Annotated[str, typer.Argument(help="One service; else all.")] = "",
+    *,
+    admin: AdminOption = DEFAULT_ADMIN,
+    as_json: JsonOption = False,
+) -> None:
+    """Show who provides each service: endpoints, load, latency, errors, price, cost.
+
+    Values older than 10 s are shown with their age; --json has the age and the source of each.
+    """
+    from urllib.parse import quote
+
+    data = _ask(admin, f"/v1/services/{quote(name, safe='')}" if name else "/v1/services")
+    if as_json:
+        _print_json(data)
+        return
+    from xds_server.admin.render_services import render_services
+
+    _print_rich(render_services(data))
+
+
+@app.command(epilog="Example: xds-server instances --json")
+def instances(*, admin: AdminOption = DEFAULT_ADMIN, as_json: JsonOption = False) -> None:
+    """Show every running instance: its phase, what it calls, how that goes and what it costs."""
+    data = _ask(admin, "/v1/instances")
+    if as_json:
+        _print_json(data)
+        return
+    from xds_server.admin.render_services import render_instances
+
+    _print_rich(render_instances(data))
+
+
 @app.command(epilog="Example: xds-server demo --duration 60 --report report.json")
 def demo(
     *,

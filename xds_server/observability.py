@@ -186,6 +186,7 @@ class Metrics:
         declare = _Declare(self.registry)
         self._declare_streams(declare)
         self._declare_telemetry(declare)
+        self._declare_registry(declare)
         self._declare_engine(declare)
         self._declare_routes(declare)
         self._declare_history(declare)
@@ -266,6 +267,23 @@ class Metrics:
         self.registry_pairs = d.gauge(
             "registry_pairs", "Pairs of node and provider with a window of measurements."
         )
+
+    def _declare_registry(self, d: _Declare) -> None:
+        self.registry_leases = d.gauge(
+            "registry_leases", "Endpoints that announced themselves and are believed.", ["provider"]
+        )
+        self.registry_leases_ended_total = d.counter(
+            "registry_leases_ended_total",
+            "Leases that ended; reason is expired, deregistered or configuration.",
+            ["reason"],
+        )
+        self.registry_calls_total = d.counter(
+            "registry_calls_total",
+            "Calls of the registry's API; result is ok, malformed, provider, mismatch, full or "
+            "lease.",
+            ["method", "result"],
+        )
+        self.registry_watchers = d.gauge("registry_watchers", "Clients that watch the registry.")
 
     def _declare_engine(self, d: _Declare) -> None:
         self.tick_duration_seconds = d.histogram(
@@ -404,5 +422,6 @@ class Metrics:
 
     def forget_provider(self, provider: str) -> None:
         """Remove the series of a provider that mesh.yaml no longer names."""
-        for metric in (*self._of_provider, self.route_share, self.route_observed_share):
+        of_route = (self.route_share, self.route_observed_share)
+        for metric in (*self._of_provider, *of_route, self.registry_leases):
             metric.remove_by_labels({"provider": provider})

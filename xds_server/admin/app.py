@@ -13,6 +13,7 @@ from starlette.routing import Route
 from xds_server.admin.answers import json_response as _json
 from xds_server.admin.answers import problem_response as _problem
 from xds_server.admin.history import history_routes
+from xds_server.admin.services import ServicesView, service_routes
 from xds_server.history.writer import History
 from xds_server.model.decision import Explanation
 from xds_server.model.status import Status
@@ -24,6 +25,9 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     "/readyz": "200 when it can serve, else 503 with the reasons",
     "/v1/status": "nodes, routes, providers and bottlenecks",
     "/v1/explain/{application}/{service}": "why each of its routes has the weights that it has",
+    "/v1/services": "services, providers and endpoints, each value with its age and source",
+    "/v1/services/{service}": "one of them",
+    "/v1/instances": "instances with what they do and what it costs",
     "/v1/history?service=...": "what its providers did over time",
     "/v1/history/decisions?service=...": "what was decided about it",
     "/v1/history/anomalies?service=...": "instances outside of what their templates expect",
@@ -31,7 +35,7 @@ ENDPOINTS: Final[Mapping[str, str]] = {
 }
 
 
-class View(Protocol):
+class View(ServicesView, Protocol):
     """What the admin API may know. Methods are called on the event loop and must not block."""
 
     def ready(self) -> tuple[bool, Mapping[str, str]]:
@@ -86,6 +90,7 @@ def create_admin(view: View, metrics: Metrics, history: History | None = None) -
             Route("/readyz", readyz),
             Route("/v1/status", status),
             Route("/v1/explain/{application}/{service}", explain),
+            *service_routes(view),
             *(history_routes(history) if history is not None else ()),
         ],
         exception_handlers={HTTPException: _http_problem},

@@ -9,7 +9,7 @@ from adapters.discovery import open_discovery
 from xds_server.errors import AdapterError
 from xds_server.model.ids import ProviderName
 from xds_server.model.topology import Address, DiscoverySource, Mesh, Provider
-from xds_server.ports import Clock
+from xds_server.ports import Clock, Discovery
 
 log = structlog.get_logger()
 
@@ -20,11 +20,17 @@ BACK_OFF_S = (1.0, 30.0)
 class Endpoints:
     """One watch per provider that is discovered; declared endpoints need none.
 
-    What a source said last stays in force while it is lost.
+    What a source said last stays in force while it is lost. ``own`` are sources inside of
+    this process, by the adapter's name.
     """
 
-    def __init__(self, clock: Clock, changed: Callable[[], None]) -> None:
-        self._clock, self._changed = clock, changed
+    def __init__(
+        self,
+        clock: Clock,
+        changed: Callable[[], None],
+        own: Mapping[str, Callable[[Provider], Discovery]] | None = None,
+    ) -> None:
+        self._clock, self._changed, self._own = clock, changed, own or {}
         self._found: dict[ProviderName, tuple[Address, ...]] = {}
         self._watches: dict[ProviderName, tuple[DiscoverySource, asyncio.Task[None]]] = {}
         self._heard = asyncio.Event()
@@ -42,15 +48,19 @@ class Endpoints:
         for name, provider in mesh.providers.items():
             self._set_provider(name, provider)
 
-    async def first(self, mesh: Mesh, within_s: float) -> None:
-        """Wait until every source has spoken once, or the time is over."""
+    async def first(self, mesh: Mesh, within_s: float, *, own: bool = False) -> None:
+        """Wait until every source has spoken once, or the time is over.
+
+        ``own``: wait for sources of our own instead of the others.
+        """
+        wanted = {n for n, p in mesh.providers.items() if self._is_own(p) == own}
         try:
             async with asyncio.timeout(within_s):
-                while mesh.providers.keys() - self._found.keys():
+                while wanted - self._found.keys():
                     self._heard.clear()
                     await self._heard.wait()
         except TimeoutError:
-            missing = sorted(mesh.providers.keys() - self._found.keys())
+            missing = sorted(wanted - self._found.keys())
             log.warning("discovery.slow", providers=missing, waited_s=within_s)
 
     def stop(self) -> None:
@@ -72,11 +82,19 @@ class Endpoints:
             task = asyncio.create_task(self._watch(provider), name=f"discovery {name}")
             self._watches[name] = (source, task)
 
+    def _is_own(self, provider: Provider) -> bool:
+        return provider.discovery is not None and provider.discovery.adapter in self._own
+
+    def _open(self, provider: Provider) -> Discovery:
+        if provider.discovery is not None and provider.discovery.adapter in self._own:
+            return self._own[provider.discovery.adapter](provider)
+        return open_discovery(provider)
+
     async def _watch(self, provider: Provider) -> None:
         wait_s = BACK_OFF_S[0]
         while True:
             try:
-                async for update in open_discovery(provider).watch():
+                async for update in self._open(provider).watch():
                     wait_s = BACK_OFF_S[0]
                     self._take(provider.name, update.endpoints)
             except AdapterError as error:

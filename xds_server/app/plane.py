@@ -7,6 +7,13 @@ from pathlib import Path
 import structlog
 
 from xds_server.app.endpoints import Endpoints
+from xds_server.app.registered import (
+    CallRecorder,
+    LeaseRecorder,
+    show_instances,
+    show_services,
+    with_capacities,
+)
 from xds_server.behaviour.bands import check_bands
 from xds_server.cache.nodes import NodeHandle
 from xds_server.cache.publisher import Publisher
@@ -24,20 +31,26 @@ from xds_server.history.writer import History
 from xds_server.model.decision import Explanation
 from xds_server.model.history import Breach
 from xds_server.model.ids import RTDS, SHORT, NodeId, ProviderName, ServiceName
+from xds_server.model.services import InstanceView, ServiceView
 from xds_server.model.snapshot import Node
 from xds_server.model.status import BandStatus, NodeStatus, Status, TypeStatus
 from xds_server.model.topology import Mesh
 from xds_server.observability import Metrics
 from xds_server.ports import Clock
 from xds_server.protocol.status import Standing
+from xds_server.registry.announcements import Announcements
+from xds_server.registry.leases import ADAPTER, Leases
 from xds_server.registry.registry import Registry
+from xds_server.registry.services import Directory, services_of
 from xds_server.resources.mesh import MeshResources
 from xds_server.wire.ads import DiscoveryServices
 from xds_server.wire.client_status import ClientStatusService
+from xds_server.wire.hold import Hold
 from xds_server.wire.load_stats import LoadReportingService
 from xds_server.wire.metrics_service import MetricsService
 from xds_server.wire.pump import Stream
 from xds_server.wire.record import Recorder
+from xds_server.wire.registry_service import RegistryService
 from xds_server.wire.tape.recorder import TapeRecorder
 from xds_server.wire.well_known import Handler, Health, reflecting
 
@@ -72,9 +85,16 @@ class ControlPlane:
         self.mesh = mesh
         self.metrics = Metrics()
         self.metrics.config_last_reload_success.set(1)
-        self.endpoints = Endpoints(clock, self.endpoints_changed)
+        self.leases = Leases()
+        self.leases.set_providers(mesh.providers)
+        self.announcements = Announcements(clock, self.leases)
+        own = {ADAPTER: self.announcements.discover}
+        self.endpoints = Endpoints(clock, self.endpoints_changed, own)
         self.registry = Registry(
-            _services(mesh), slot_s=mesh.engine.tick_s, load_valid_s=_load_valid_s(mesh)
+            _services(mesh),
+            slot_s=mesh.engine.tick_s,
+            load_valid_s=_load_valid_s(mesh),
+            leases=self.leases,
         )
         resources = MeshResources(mesh, {})
         self.publisher = Publisher(mesh, resources)
@@ -95,6 +115,11 @@ class ControlPlane:
             tape=self.tape,
         )
         self.client_status = ClientStatusService(lambda: self.ads.streams)
+        self.hold = Hold(self.ads.handler(), mesh.server.limits.streams_max)
+        self.registry_service = RegistryService(
+            self.announcements, self.directory, CallRecorder(self.metrics)
+        )
+        self._lease_recorder = LeaseRecorder(self.metrics, self.leases)
         self.health = Health()
         self.metrics_service = MetricsService(self.registry, recorder, clock)
         self.load_stats = LoadReportingService(
@@ -110,17 +135,19 @@ class ControlPlane:
     def handlers(self) -> tuple[Handler, ...]:
         """Return everything that the xDS port serves."""
         parts = (
-            self.ads,
             self.client_status,
             self.metrics_service,
             self.load_stats,
+            self.registry_service,
             self.health,
         )
-        return (*(part.handler() for part in parts), reflecting())
+        return (self.hold, *(part.handler() for part in parts), reflecting())
 
     async def set_serving(self, serving: bool) -> None:
-        """Say so to who asks for readiness or health."""
+        """Say so to who asks for readiness or health; the first time, let streams in."""
         self.serving = serving
+        if serving:
+            self.hold.open()
         await self.health.set_serving(serving)
 
     # -- Source of the ADS streams ---------------------------------------------------
@@ -170,6 +197,7 @@ class ControlPlane:
         self.registry.set_providers(
             _services(mesh), slot_s=mesh.engine.tick_s, load_valid_s=_load_valid_s(mesh)
         )
+        self.announcements.set_mesh(mesh)
         self.endpoints.set_mesh(mesh)
         self.endpoints_changed()
 
@@ -178,7 +206,8 @@ class ControlPlane:
         found = self.endpoints.current
         resources = MeshResources(self.mesh, found)
         self.publisher.set_mesh(self.mesh, resources, self._clock.now_s())
-        self.engine.set_mesh(self.mesh, found)
+        self.engine.set_mesh(with_capacities(self.mesh, self.leases), found)
+        self.announcements.wake()
 
     # -- time ------------------------------------------------------------------------
 
@@ -205,6 +234,8 @@ class ControlPlane:
     def expire(self) -> None:
         """Withdraw weights that a stuck engine no longer renews; let go of nodes that left."""
         self._let_go(self._clock.now_s())
+        self.announcements.expire()
+        self._lease_recorder.record()
         if self.publisher.expire(self._clock.now_s()):
             log.error("engine.weights_expired", ttl_s=self.mesh.engine.weights_ttl_s)
             self.engine.forget_published()
@@ -317,6 +348,21 @@ class ControlPlane:
             providers=providers_status(problem, turn, _services(self.mesh), found) if turn else (),
             bottlenecks=bottlenecks_status(turn) if turn else (),
         )
+
+    def directory(self) -> Directory:
+        """Return where endpoints are, now."""
+        found = self.endpoints.current
+        return Directory(self.mesh, found, self.leases, self._clock.now_s())
+
+    def services(self, name: str = "") -> tuple[ServiceView, ...]:
+        """Return every service, or the one of that name. Raises KeyError."""
+        age_s = None if self._turned_s is None else self._clock.now_s() - self._turned_s
+        views = show_services(self.directory(), self.registry, self.engine, age_s)
+        return services_of(views, name) if name else views
+
+    def instances(self) -> tuple[InstanceView, ...]:
+        """Return every connected instance, by node id."""
+        return show_instances(self.services(), self.registry, self.engine, self._clock.now_s())
 
     def explain(self, application: str, service: str) -> tuple[Explanation, ...]:
         """Return one explanation per route, in order. Raises KeyError."""

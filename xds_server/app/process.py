@@ -38,7 +38,8 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stopping, stop, hurry)
     plane.endpoints.set_mesh(mesh)
-    await plane.endpoints.first(mesh, DISCOVERY_WITHIN_S)
+    # Endpoints that announce themselves can do so only when we serve.
+    await plane.endpoints.first(mesh, DISCOVERY_WITHIN_S, own=False)
     plane.endpoints_changed()
     plane.history.start()
     admin = create_admin(plane, plane.metrics, plane.history)
@@ -46,7 +47,6 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
         serve_admin(admin, mesh.server.admin),
         serving(mesh.server, plane.handlers()) as server,
     ):
-        await plane.set_serving(True)
         log.info(
             "server.started",
             mesh=mesh.name,
@@ -105,6 +105,7 @@ async def _work(
     """
     async with asyncio.TaskGroup() as tasks:
         running = [
+            tasks.create_task(_let_in(plane), name="start"),
             tasks.create_task(_tick(plane), name="engine"),
             tasks.create_task(_watch_expiry(plane), name="expiry"),
             tasks.create_task(_watch_certificates(plane), name="certificates"),
@@ -115,6 +116,12 @@ async def _work(
         await drain()
         for task in running:
             task.cancel()
+
+
+async def _let_in(plane: ControlPlane) -> None:
+    """Let streams in when our own sources of endpoints have spoken too."""
+    await plane.endpoints.first(plane.mesh, DISCOVERY_WITHIN_S, own=True)
+    await plane.set_serving(True)
 
 
 async def _tick(plane: ControlPlane) -> None:

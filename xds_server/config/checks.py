@@ -17,7 +17,7 @@ from xds_server.errors import Problem
 from xds_server.model.history import RESOLUTION_S
 
 SCALERS: Final = ("process",)
-DISCOVERIES: Final = ("dns",)
+DISCOVERIES: Final = ("dns", "registry")
 HEARTBEATS_PER_TTL: Final = 3
 """Overlay renewals, one a tick, that may get lost before weights expire."""
 
@@ -161,6 +161,12 @@ def _check_discovery(at: KeyPath, provider: ProviderSection, findings: Findings)
     if discovery.adapter not in DISCOVERIES:
         message = f"no discovery adapter is named {discovery.adapter!r}"
         findings.add((*at, "adapter"), message, f"write `{DISCOVERIES[0]}`, or use `endpoints`")
+        return
+    if discovery.adapter == "registry":
+        for key in findings.document.names(*map(str, at)):
+            if key in ("name", "port", "nameserver", "refresh_min_s"):
+                message = "endpoints of the registry announce themselves: nothing is looked up"
+                findings.add((*at, key), message, "remove it")
         return
     if discovery.name is None:
         remedy = "write `name: search.example.com`"

@@ -19,6 +19,7 @@ from xds_server.model.telemetry import (
     SampleBatch,
 )
 from xds_server.registry.instances import InstanceSums, instance_sums
+from xds_server.registry.leases import Leases
 from xds_server.registry.windows import PairWindows
 
 SLOTS = 16
@@ -56,8 +57,10 @@ class Registry:
         slot_s: float,
         load_valid_s: float,
         max_pairs: int = MAX_PAIRS,
+        leases: Leases | None = None,
     ) -> None:
         self._services = dict(services)
+        self._leases = Leases() if leases is None else leases
         self._load_valid_s = load_valid_s
         self._windows = PairWindows(slot_s=slot_s, slots=SLOTS, max_pairs=max_pairs)
         self._nodes: dict[NodeId, Connected] = {}
@@ -171,7 +174,22 @@ class Registry:
         return self._windows.newest()
 
     def provider_load(self, now_s: float) -> ProviderLoad:
-        """What providers say, averaged over the nodes that they said it to."""
+        """What providers say: in ORCA, else in the heartbeats of their leases."""
+        load = self.orca_load(now_s)
+        for j, name in enumerate(load.providers):
+            busy = self._leases.utilisation_ratio(name)
+            price = self._leases.price_per_million_usd(name)
+            fresh = busy is not None and now_s - busy.at_s <= self._load_valid_s
+            if busy is not None and fresh and math.isnan(load.utilisation_ratio[j]):
+                load.utilisation_ratio[j] = busy.value
+                load.age_s[j] = np.fmin(load.age_s[j], now_s - busy.at_s)
+            if price is not None and math.isnan(load.price_per_million_usd[j]):
+                load.price_per_million_usd[j] = price.value
+                load.age_s[j] = np.fmin(load.age_s[j], now_s - price.at_s)
+        return load
+
+    def orca_load(self, now_s: float) -> ProviderLoad:
+        """What providers say in ORCA, averaged over the nodes that they said it to."""
         names = tuple(sorted(self._services))
         columns = np.full((4, len(names)), np.nan)
         for j, name in enumerate(names):

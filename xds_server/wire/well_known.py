@@ -19,16 +19,17 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from xds_server.wire import ads, client_status, load_stats
+from xds_server.wire import ads, client_status, load_stats, registry_service
 
 HEALTH = health.SERVICE_NAME
+_MORE = (client_status.SERVICE, registry_service.SERVICE)
 Handler: TypeAlias = grpc.GenericRpcHandler
 
 
 class Health:
     """``grpc.health.v1``: of the server as a whole, and of each of its services."""
 
-    def __init__(self, services: Iterable[str] = (*ads.SERVICES, client_status.SERVICE)) -> None:
+    def __init__(self, services: Iterable[str] = (*ads.SERVICES, *_MORE)) -> None:
         self._services = ("", *services)
         self._servicer = health.aio.HealthServicer()
 
@@ -55,7 +56,7 @@ class Health:
 
 def reflecting() -> grpc.GenericRpcHandler:
     """Return the reflection service: what is served, for grpcurl and its like."""
-    names = (*ads.SERVICES, client_status.SERVICE, load_stats.SERVICE, HEALTH)
+    names = (*ads.SERVICES, *_MORE, load_stats.SERVICE, HEALTH)
     servicer = ReflectionServicer((*names, reflection.SERVICE_NAME))
     method = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,

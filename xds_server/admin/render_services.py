@@ -1,0 +1,125 @@
+"""Services and instances as tables, from the JSON that the admin API sends."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Row: TypeAlias = Mapping[str, Any]
+OLD_S: Final = 10.0
+"""Values older than this are shown with their age."""
+_TRAFFIC: Final = ("rps", "in flight", "p50", "p95", "p99", "errors", "available")
+
+
+def render_services(services: Sequence[Row]) -> RenderableType:
+    """Return each service with its providers and their endpoints."""
+    if not services:
+        return Text("no services", style="dim")
+    return Group(*(part for row in services for part in (*_service(row), "")))
+
+
+def render_instances(instances: Sequence[Row]) -> RenderableType:
+    """Return one line per instance."""
+    if not instances:
+        return Text("no instances", style="dim")
+    table = _table("instance", "application", "locality", "phase", "up", "health")
+    _numbers(table, *_TRAFFIC, "USD/h")
+    table.add_column("calls")
+    for row in instances:
+        table.add_row(
+            row["node_id"],
+            row["application"],
+            row["locality"],
+            row["phase"] or "-",
+            _duration(row["age_s"]),
+            _health(row["health"]),
+            *_traffic(row["traffic"]),
+            _reading(row["cost_usd_per_h"]),
+            ", ".join(f"{s} {v:.1f}/s" for s, v in sorted(row["rps_by_service"].items())),
+        )
+    return table
+
+
+def _service(service: Row) -> tuple[RenderableType, ...]:
+    cost = service["cost_usd_per_h"]
+    title = Text.assemble(
+        (service["service"], "bold"),
+        f"  {service['rps']:.1f}/s  {'? ' if cost is None else f'{cost:.4g}'} USD/h",
+    )
+    table = _table("  provider", "locality", "health")
+    _numbers(table, "hosts", *_TRAFFIC, "load", "capacity", "USD/M", "USD/h")
+    for row in service["providers"]:
+        healthy = row["healthy_hosts"]["value"]
+        hosts = "?" if healthy is None else f"{healthy:.0f}"
+        table.add_row(
+            f"  {row['provider']}" + (" (standby)" if row["standby"] else ""),
+            row["locality"],
+            _health(row["health"]),
+            f"{hosts} of {len(row['endpoints'])}",
+            *_traffic(row["traffic"]),
+            _reading(row["utilisation_ratio"], percent=True),
+            _reading(row["capacity_rps"]),
+            _reading(row["price_per_million_usd"]),
+            _reading(row["cost_usd_per_h"]),
+        )
+    lines = [_endpoint(p, e) for p in service["providers"] for e in p["endpoints"]]
+    return (title, table, *lines)
+
+
+def _endpoint(provider: Row, endpoint: Row) -> Text:
+    where = endpoint["address"]
+    host, port = where["host"], where["port"]
+    text = host if host.startswith("unix:") else f"{f'[{host}]' if ':' in host else host}:{port}"
+    parts = [f"    {provider['provider']} {text}", endpoint["source"]]
+    if endpoint["heard_s"] is not None:
+        parts.append(f"heard {endpoint['heard_s']:.1f} s ago")
+        parts.append(f"ends in {endpoint['expires_in_s']:.1f} s")
+    for name, key in (("load", "utilisation_ratio"), ("USD/M", "price_per_million_usd")):
+        if endpoint[key]["value"] is not None:
+            parts.append(f"{name} {_reading(endpoint[key], percent=name == 'load')}")
+    return Text("  ".join(parts), style="dim")
+
+
+def _traffic(traffic: Row) -> tuple[str, ...]:
+    return (
+        _reading(traffic["rps"]),
+        _reading(traffic["in_flight"]),
+        *(_reading(traffic[f"latency_{q}_ms"], unit=" ms") for q in ("p50", "p95", "p99")),
+        _reading(traffic["error_ratio"], percent=True),
+        _reading(traffic["availability_ratio"], percent=True),
+    )
+
+
+def _reading(reading: Row, *, percent: bool = False, unit: str = "") -> str:
+    value, age_s = reading["value"], reading["age_s"]
+    if value is None:
+        return "-"
+    text = f"{100.0 * value:.1f}%" if percent else f"{value:.4g}{unit}"
+    old = age_s is not None and age_s > OLD_S
+    return f"{text} ({_duration(age_s)} old)" if old else text
+
+
+def _health(health: str) -> Text:
+    style = {"ok": "", "unknown": "dim", "no telemetry": "yellow"}.get(health, "red")
+    return Text(health, style=style)
+
+
+def _duration(duration_s: float) -> str:
+    for size_s, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if duration_s >= size_s:
+            return f"{duration_s / size_s:.0f} {unit}"
+    return f"{duration_s:.0f} s"
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    return table
+
+
+def _numbers(table: Table, *names: str) -> None:
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)

@@ -1,0 +1,105 @@
+"""What operators are shown of services and instances: each value with its age and its source."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from xds_server.model.ids import (
+    ApplicationName,
+    Locality,
+    NodeId,
+    PhaseName,
+    ProviderName,
+    ServiceName,
+)
+from xds_server.model.topology import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One value, how old it is, and whose word it is.
+
+    ``source`` is one of: sidecars (measured), provider (ORCA), lease (a registered endpoint's
+    heartbeat), engine (estimated), declared (mesh.yaml), derived, or "" where nobody knows.
+    """
+
+    value: float | None
+    age_s: float | None  # None: it has no age (declared), or there is no value
+    source: str
+
+
+UNKNOWN = Reading(None, None, "")
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatus:
+    """One endpoint that Envoys are given."""
+
+    address: Address
+    source: str  # declared, or the adapter that found it
+    locality: Locality
+    capabilities: tuple[str, ...]
+    capacity_rps: Reading
+    utilisation_ratio: Reading
+    price_per_million_usd: Reading
+    registered_s: float | None = None  # these three: of announced endpoints alone
+    heard_s: float | None = None
+    expires_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What was measured over the newest ``window_s``; availability over ``availability_s``."""
+
+    window_s: float
+    availability_s: float
+    rps: Reading
+    in_flight: Reading
+    latency_p50_ms: Reading
+    latency_p95_ms: Reading
+    latency_p99_ms: Reading
+    error_ratio: Reading
+    availability_ratio: Reading  # successes / attempts; unknown without attempts
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderView:
+    """One provider, over all that call it."""
+
+    provider: ProviderName
+    locality: Locality
+    capabilities: tuple[str, ...]
+    standby: bool
+    health: str  # ok | no endpoints | unhealthy | unknown
+    endpoints: tuple[EndpointStatus, ...]
+    healthy_hosts: Reading  # the fewest that any sidecar counts
+    traffic: Traffic
+    utilisation_ratio: Reading
+    capacity_rps: Reading  # of all its endpoints
+    price_per_million_usd: Reading
+    cost_usd_per_h: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceView:
+    """One service: its providers, and what they do together."""
+
+    service: ServiceName
+    rps: float
+    cost_usd_per_h: float | None  # None: of some provider it is not known
+    providers: tuple[ProviderView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """One running instance, as its sidecar reports it."""
+
+    node_id: NodeId
+    application: ApplicationName
+    locality: Locality
+    phase: PhaseName  # "" before the first tick, and for applications that are not configured
+    phase_s: float | None
+    age_s: float  # since its stream opened
+    health: str  # ok | no telemetry | failing
+    traffic: Traffic
+    rps_by_service: Mapping[ServiceName, float]
+    cost_usd_per_h: Reading
