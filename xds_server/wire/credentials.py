@@ -1,6 +1,7 @@
 """The server's certificate, read again when its files change."""
 
 import asyncio
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -35,7 +36,7 @@ class _Files:
     stamp: Stamp = ()
 
     def first(self) -> grpc.ServerCertificateConfiguration:
-        """Read the files. Raises ConfigError."""
+        """Read the files. Raises ConfigError for what is no certificate with its key."""
         for key in ("key", "cert", "client_ca"):
             path = getattr(self.tls, key)
             try:
@@ -43,24 +44,29 @@ class _Files:
                     Path(path).read_bytes()
             except OSError as error:
                 raise ConfigError((_unreadable(path, key, error),)) from None
-        self.stamp = self._stamp()
-        return self._read()
+        try:
+            self.stamp, found = self._stamp(), self._read()
+        except ssl.SSLError as error:
+            why = f"is no certificate with the key in {self.tls.key}: {error.reason}"
+            where = Problem(self.tls.cert, 0, "server.xds.tls.cert", why, "name PEM files that fit")
+            raise ConfigError((where,)) from None
+        return found
 
     def newer(self) -> grpc.ServerCertificateConfiguration | None:
-        """Return what the files say now; None if that is known, or cannot be read.
+        """Return what the files say now; None if that is known, or of no use.
 
-        Files that do not fit together, since only one of them is new yet, are refused by
-        gRPC, which goes on with what it had. They are read again when another changes.
+        Files that do not fit together, since only one of them is new yet, are read again when
+        the next one changes; what was read last stays in force.
         """
         try:
             stamp = self._stamp()
             if stamp == self.stamp:
                 return None
+            self.stamp = stamp
             found = self._read()
-        except OSError as error:
-            self._log("tls.files_unreadable", reason=str(error))
+        except OSError as error:  # an ssl.SSLError too
+            self._log("tls.files_unusable", reason=str(error))
             return None
-        self.stamp = stamp
         self._log("tls.files_read", cert=self.tls.cert)
         return found
 
@@ -76,6 +82,8 @@ class _Files:
         return tuple((s.st_mtime_ns, s.st_size, s.st_ino) for s in stats)
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.tls.cert, self.tls.key, password=lambda: "")
         key, cert, *authorities = (Path(path).read_bytes() for path in self._paths())
         return grpc.ssl_server_certificate_configuration(
             [(key, cert)], root_certificates=authorities[0] if authorities else None

@@ -53,6 +53,6 @@ def _names(certificate: x509.Certificate) -> Iterable[str]:
     yield from found.get_values_for_type(x509.DNSName)
     for uri in found.get_values_for_type(x509.UniformResourceIdentifier):
         if uri.startswith("spiffe://"):
-            _, slash, path = uri.removeprefix("spiffe://").partition("/")
-            if slash and path:
-                yield path.rpartition("/")[2]
+            _, _, path = uri.removeprefix("spiffe://").partition("/")
+            if last := path.rpartition("/")[2]:
+                yield last
