@@ -54,6 +54,22 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class Resolution(StrEnum):
+    """How fine history is shown."""
+
+    AUTO = "auto"
+    TICK = "1s"
+    MINUTE = "1m"
+    HOUR = "1h"
+
+
+class ExportFormat(StrEnum):
+    """How rows of history are written."""
+
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
 class DataFormat(StrEnum):
     """How a bootstrap is written. Envoy takes both."""
 
@@ -330,6 +346,71 @@ def instances(*, admin: AdminOption = DEFAULT_ADMIN, as_json: JsonOption = False
     from xds_server.admin.render_services import render_instances
 
     _print_rich(render_instances(data))
+
+
+@app.command(epilog="Example: xds-server history search --since 2h --provider search-east")
+def history(
+    service: Annotated[str, typer.Argument(help="What was called.")],
+    *,
+    since: Annotated[
+        str, typer.Option(metavar="DURATION", help="How far back, like 90s, 15m, 2h, 7d.")
+    ] = "1h",
+    provider: Annotated[str, typer.Option(help="Only this provider.")] = "",
+    application: Annotated[str, typer.Option(help="Only what this application called.")] = "",
+    resolution: Annotated[
+        Resolution, typer.Option(help="One row per tick, minute or hour.")
+    ] = Resolution.AUTO,
+    decisions: Annotated[bool, typer.Option("--decisions", help="List what was decided.")] = False,
+    anomalies: Annotated[
+        bool, typer.Option("--anomalies", help="List breaches of expected behaviour.")
+    ] = False,
+    export: Annotated[
+        ExportFormat | None, typer.Option(help="Write the rows behind it, in this format.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The file to export to; CSV goes to stdout without it.")
+    ] = None,
+    admin: AdminOption = DEFAULT_ADMIN,
+    config: MeshOption = Path("mesh.yaml"),
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the providers of a service did over time: a table and plots.
+
+    Asks the running server; if none answers, reads the file that `history.path` of --config
+    names. Times are UTC.
+    """
+    from xds_server.app.history_view import Source, run_export
+    from xds_server.config.fields import duration_s
+
+    since_s = duration_s(since)
+    if not since_s:
+        _fail(MISTAKE, [f"--since {since}: write it like 90s, 15m, 2h, 7d"])
+    if not _is_url(admin):
+        _fail(MISTAKE, [f"--admin {admin}: not a URL; write it as {DEFAULT_ADMIN}"])
+    if (decisions + anomalies + (export is not None)) > 1:
+        _fail(MISTAKE, ["--decisions, --anomalies, --export: choose one"])
+    names = {"service": service, "provider": provider, "application": application}
+    params = {key: value for key, value in names.items() if value}
+    params |= {"since_s": f"{since_s:g}", "resolution": resolution.value}
+    source = Source(admin, config)
+    try:
+        if export is not None:
+            run_export(source, params | {"format": export.value}, output)
+            return
+        question = "decisions" if decisions else "anomalies" if anomalies else "points"
+        data = source.ask(question, params)
+    except ConfigError as error:
+        _fail(MISTAKE, map(str, error.problems))
+    except ValueError as error:
+        _fail(MISTAKE, [f"history: {error}"])
+    except (XdsServerError, OSError) as error:
+        _fail(FAILED, [f"history: {error}"])
+    if as_json:
+        _print_json(data)
+        return
+    from xds_server.admin.render_history import render_history
+
+    _print_rich(render_history(question, data, color=sys.stdout.isatty()))
 
 
 @app.command(epilog="Example: xds-server demo --duration 60 --report report.json")

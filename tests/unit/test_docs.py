@@ -28,6 +28,7 @@ COUNTED = {  # gauges and histograms of things that are simply counted, or have 
     "xds_server_solver_iterations",
     "xds_server_forecast_z",
     "xds_server_behaviour_breaches",
+    "xds_server_history_up",
     "xds_server_config_last_reload_success",
 }
 METRICS = declared(Metrics())

@@ -28,10 +28,10 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     "/v1/services": "services, providers and endpoints, each value with its age and source",
     "/v1/services/{service}": "one of them",
     "/v1/instances": "instances with what they do and what it costs",
-    "/v1/history?service=...": "what its providers did over time",
-    "/v1/history/decisions?service=...": "what was decided about it",
-    "/v1/history/anomalies?service=...": "instances outside of what their templates expect",
-    "/v1/history/export?service=...&format=csv": "the rows behind it; or format=parquet",
+    "/v1/history": "?service=NAME: what its providers did over time",
+    "/v1/history/decisions": "?service=NAME: what was decided about it",
+    "/v1/history/anomalies": "?service=NAME: instances outside of what their templates expect",
+    "/v1/history/export": "?service=NAME&format=csv|parquet: the rows behind it",
 }
 
 
