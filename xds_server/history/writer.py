@@ -137,7 +137,7 @@ class History:
             return Seeds()
         try:
             with self._store.reader() as connection:
-                return read_seeds(
+                seeds = read_seeds(
                     self._store.path,
                     connection,
                     now_s=self._clock.now_s(),
@@ -146,6 +146,9 @@ class History:
         except HistoryError as error:
             self._fail(error)
             return Seeds()
+        known = {"providers": len(seeds.providers), "routes": len(seeds.routes)}
+        log.info("history.models_read", **known)
+        return seeds
 
     def start(self) -> None:
         """Begin to write."""
