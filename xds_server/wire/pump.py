@@ -269,8 +269,10 @@ class Stream:
             tasks = [task for task in (reader, self._writer) if task is not None]
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._close(self._outcome[0] if self._outcome else "error")
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:  # gRPC may cancel the call at this very moment
+                self._close(self._outcome[0] if self._outcome else "error")
 
     # -- reading ---------------------------------------------------------------------
 
