@@ -104,8 +104,8 @@ async def _work(
     A task that fails by a bug ends the process.
     """
     async with asyncio.TaskGroup() as tasks:
+        starting = tasks.create_task(_let_in(plane), name="start")
         running = [
-            tasks.create_task(_let_in(plane), name="start"),
             tasks.create_task(_tick(plane), name="engine"),
             tasks.create_task(_watch_expiry(plane), name="expiry"),
             tasks.create_task(_watch_certificates(plane), name="certificates"),
@@ -113,6 +113,7 @@ async def _work(
         ]
         await stop.wait()
         log.info("server.stopping")
+        starting.cancel()
         await drain()
         for task in running:
             task.cancel()
