@@ -14,7 +14,13 @@ import structlog
 
 from xds_server.cache.nodes import NodeHandle, Quarantines
 from xds_server.cache.readiness import Readiness
-from xds_server.cache.weights import Encoded, baseline_masked, encode, encode_masked
+from xds_server.cache.weights import (
+    Encoded,
+    baseline_masked,
+    encode,
+    encode_masked,
+    encode_routes,
+)
 from xds_server.errors import RemoteProtocolError, UnknownApplicationError
 from xds_server.model.ids import (
     CDS,
@@ -26,13 +32,19 @@ from xds_server.model.ids import (
     NodeId,
     ProviderName,
     ServiceName,
+    TypeUrl,
 )
 from xds_server.model.snapshot import Node, Overlay, Snapshot, TypeSnapshot
 from xds_server.model.telemetry import HostsSeen
 from xds_server.model.topology import Address, Mesh, Mode, WeightsVia
 from xds_server.resources.common import parse_address
 from xds_server.resources.extra import Extras
-from xds_server.resources.mesh import ApplicationResources, MeshResources, listener_name
+from xds_server.resources.mesh import (
+    ApplicationResources,
+    GrpcResources,
+    MeshResources,
+    listener_name,
+)
 
 log = structlog.get_logger()
 
@@ -126,7 +138,8 @@ class Publisher:
         handle = self._nodes[node_id][-1]
         if handle.group not in self._weights.encoded:
             return None
-        return WeightsVia.RTDS if self._by_runtime(handle.runtime) else WeightsVia.RDS
+        by_runtime = self._by_runtime(handle.runtime) and not handle.node.is_grpc
+        return WeightsVia.RTDS if by_runtime else WeightsVia.RDS
 
     # -- what they get ---------------------------------------------------------------
 
@@ -228,7 +241,7 @@ class Publisher:
         """Number nodes by what of them a snapshot depends on, beside group and stream."""
         if len(self._kinds) >= KINDS_MAX:
             self._kinds.clear()  # numbers go on: no two kinds ever have the same
-        own = (node.application, str(node.metadata.get("template", "")))
+        own = (node.application, str(node.metadata.get("template", "")), node.is_grpc)
         listeners = repr(node.metadata.get("listeners"))
         return self._kinds.setdefault(
             (*own, listeners, self._extras.matching(node)), next(self._kind_numbers)
@@ -243,12 +256,15 @@ class Publisher:
         runtime: bool,
     ) -> Snapshot:
         try:
-            parts = self._parts(node)
+            template = self._template(node)
         except UnknownApplicationError:
             own = self._extras.add_to({}, node)
             if not own:
                 raise
             return Snapshot(own)  # no application of ours, but resources are meant for it
+        if node.is_grpc:
+            return Snapshot(self._extras.add_to(self._for_grpc(node, template, group), node))
+        parts = self._resources.of(node.application, template)
         encoded = self._weights.encoded.get(group) if group else None
         routes = parts.baseline_routes
         if masked:
@@ -265,15 +281,30 @@ class Publisher:
         }
         return Snapshot(self._extras.add_to(generated, node))
 
-    def _parts(self, node: Node) -> ApplicationResources:
+    def _for_grpc(
+        self, node: Node, template: str, group: GroupKey | None
+    ) -> dict[TypeUrl, TypeSnapshot]:
+        """Return what a client without a sidecar has: weights in its routes, whatever the way."""
+        parts = self._resources.of_grpc(node.application, template)
+        routes = parts.baseline_routes
+        if group is not None and group in self._weights.encoded:
+            routes = self._encoded_grpc(parts, group)
+        return {CDS: parts.clusters, EDS: parts.endpoints, LDS: parts.listeners, RDS: routes}
+
+    def _template(self, node: Node) -> str:
         override = str(node.metadata.get("template", ""))
-        template = self._resources.template_of(node.application, override)
-        return self._resources.of(node.application, template)
+        return self._resources.template_of(node.application, override)
 
     def _clusters(self, node: Node) -> Iterable[ProviderName]:
-        """Providers that a node has clusters of; none if its application is gone."""
+        """Providers that a node has clusters of, and says of whether it sees their hosts.
+
+        None if its application is gone. A gRPC client sends no telemetry; it takes over routes
+        when it has the endpoints of all that they name, and calls wait until it is connected.
+        """
+        if node.is_grpc:
+            return ()
         try:
-            return self._parts(node).clusters.resources
+            return self._resources.of(node.application, self._template(node)).clusters.resources
         except UnknownApplicationError:
             return ()
 
@@ -336,6 +367,14 @@ class Publisher:
             asked = self._weights.overlay.weights.get(group, {})
             epoch = self._weights.epoch
             found = self._keep(key, encode_masked(parts, asked, masked, self._ttl_s, epoch))
+        return found
+
+    def _encoded_grpc(self, parts: GrpcResources, group: GroupKey) -> TypeSnapshot:
+        key = (group, "gRPC")
+        found = self._weights.masked.get(key)
+        if not isinstance(found, TypeSnapshot):
+            asked = self._weights.overlay.weights.get(group, {})
+            found = self._keep(key, encode_routes(parts, asked))
         return found
 
     def _keep(self, key: tuple[object, ...], encoded: _T) -> _T:

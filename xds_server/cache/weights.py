@@ -7,7 +7,7 @@ import numpy as np
 
 from xds_server.model.ids import RDS, RTDS, GroupKey, ProviderName, ServiceName
 from xds_server.model.snapshot import Resource, TypeSnapshot
-from xds_server.resources.mesh import ApplicationResources
+from xds_server.resources.mesh import ApplicationResources, GrpcResources
 from xds_server.resources.route import RouteTemplate
 from xds_server.resources.runtime import LAYER
 from xds_server.resources.versions import make_resource, type_snapshot
@@ -51,6 +51,14 @@ def baseline_masked(parts: ApplicationResources, masked: frozenset[ProviderName]
     return type_snapshot(_routes(parts, [_mask(table, masked)])[0])
 
 
+def encode_routes(parts: GrpcResources, asked: Asked) -> TypeSnapshot:
+    """Encode one group's weights for clients that take them in routes alone.
+
+    Raises InvalidWeightsError.
+    """
+    return type_snapshot(_routes(parts, [_table(parts, "weights", asked)])[0])
+
+
 def encode_tables(
     parts: ApplicationResources, tables: list[Table], ttl_s: float, epoch: int
 ) -> list[Encoded]:
@@ -71,7 +79,7 @@ def _mask(table: Table, masked: frozenset[ProviderName]) -> Table:
     return out
 
 
-def _table(parts: ApplicationResources, what: str, asked: Asked) -> Table:
+def _table(parts: ApplicationResources | GrpcResources, what: str, asked: Asked) -> Table:
     """Weights of every route of a group: as asked for, else the baseline's.
 
     After a reload the last plan may lack new providers and name ones that are gone: new
@@ -105,7 +113,9 @@ def _runtimes(
     return [replace(r, version=f"{r.version}-{epoch}") for r in plain]
 
 
-def _routes(parts: ApplicationResources, tables: list[Table]) -> list[list[Resource]]:
+def _routes(
+    parts: ApplicationResources | GrpcResources, tables: list[Table]
+) -> list[list[Resource]]:
     """RouteConfigurations of every group, with the weights inside."""
     per_group: list[list[Resource]] = [[] for _ in tables]
     for route in parts.routes:

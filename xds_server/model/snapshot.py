@@ -61,7 +61,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What an Envoy says about itself in the first message of a stream."""
+    """What a client, as a rule an Envoy, says of itself in the first message of a stream."""
 
     node_id: NodeId
     application: str  # node.cluster
@@ -71,6 +71,11 @@ class Node:
     metadata: Mapping[str, object] = field(default_factory=dict)
     user_agent: str = ""
     build: str = ""  # its version, in its own words
+
+    @property
+    def is_grpc(self) -> bool:
+        """Whether it is an application that calls without a sidecar, by gRPC's own xDS client."""
+        return self.user_agent.startswith("gRPC")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ ORCA_METRICS = (
     "named_metrics.*",
 )
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-_MANY = 65_536
+MAX_REQUESTS = 65_536
+"""Calls at a time to one provider, by one client: a bound against a stampede."""
 
 
 def cluster(provider: Provider) -> Resource:
@@ -66,9 +67,9 @@ def _breakers() -> cluster_v3.CircuitBreakers:
     return cluster_v3.CircuitBreakers(
         thresholds=[
             cluster_v3.CircuitBreakersThresholds(
-                max_connections=_MANY,
-                max_pending_requests=_MANY,
-                max_requests=_MANY,
+                max_connections=MAX_REQUESTS,
+                max_pending_requests=MAX_REQUESTS,
+                max_requests=MAX_REQUESTS,
                 retry_budget=cluster_v3.CircuitBreakersThresholdsRetryBudget(
                     budget_percent=type_v3.Percent(value=20.0), min_retry_concurrency=5
                 ),

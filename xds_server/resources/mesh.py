@@ -13,6 +13,12 @@ from xds_server.model.topology import Address, Mesh
 from xds_server.resources.cluster import cluster
 from xds_server.resources.common import parse_address
 from xds_server.resources.endpoint import load_assignment
+from xds_server.resources.grpc_client import (
+    grpc_assignment,
+    grpc_cluster,
+    grpc_listener,
+    grpc_route_template,
+)
 from xds_server.resources.listener import listener
 from xds_server.resources.route import RouteTemplate, resource_name, route_template
 from xds_server.resources.runtime import RuntimeTemplate, runtime_template
@@ -36,6 +42,17 @@ class ApplicationResources:
     listeners: Mapping[ServiceName, Address]  # where the template puts them
 
 
+@dataclass(frozen=True, slots=True)
+class GrpcResources:
+    """What every gRPC client without a sidecar has of an application with one template."""
+
+    clusters: TypeSnapshot
+    endpoints: TypeSnapshot
+    routes: tuple[RouteTemplate, ...]
+    baseline_routes: TypeSnapshot
+    listeners: TypeSnapshot
+
+
 @dataclass(slots=True)
 class MeshResources:
     """Resources of one configuration with one set of endpoints, built when first asked for.
@@ -46,6 +63,7 @@ class MeshResources:
     mesh: Mesh
     endpoints: Mapping[ProviderName, tuple[Address, ...]]
     _built: dict[tuple[ApplicationName, str], ApplicationResources] = field(default_factory=dict)
+    _grpc: dict[tuple[ApplicationName, str], GrpcResources] = field(default_factory=dict)
     _clusters: dict[ProviderName, Resource] = field(default_factory=dict)
     _assignments: dict[ProviderName, Resource] = field(default_factory=dict)
     _listeners: dict[tuple[tuple[str, Address], ...], TypeSnapshot] = field(default_factory=dict)
@@ -66,6 +84,13 @@ class MeshResources:
         if key not in self._built:
             self._built[key] = self._build(application, template)
         return self._built[key]
+
+    def of_grpc(self, application: ApplicationName, template: str) -> GrpcResources:
+        """Return the same for clients that are not Envoys."""
+        key = (application, template)
+        if key not in self._grpc:
+            self._grpc[key] = self._build_grpc(application, template)
+        return self._grpc[key]
 
     def listeners(self, wanted: tuple[tuple[str, Address], ...]) -> TypeSnapshot:
         """Return listeners of these names at these addresses, shared by all who want them."""
@@ -97,6 +122,23 @@ class MeshResources:
         )
         _check(built)
         return built
+
+    def _build_grpc(self, application: ApplicationName, template: str) -> GrpcResources:
+        calls = self.mesh.templates[template].calls
+        routes = tuple(
+            grpc_route_template(application, call, self.mesh.candidates(call)) for call in calls
+        )
+        names = sorted({p for route in routes for p in route.providers})
+        providers = [self.mesh.providers[n] for n in names]
+        return GrpcResources(
+            clusters=type_snapshot(grpc_cluster(p) for p in providers),
+            endpoints=type_snapshot(
+                grpc_assignment(p, self.endpoints.get(p.name, ())) for p in providers
+            ),
+            routes=routes,
+            baseline_routes=type_snapshot(baseline_route(r) for r in routes),
+            listeners=type_snapshot(grpc_listener(r.name) for r in routes),
+        )
 
     def _route(self, application: ApplicationName, call: Call) -> RouteTemplate:
         return route_template(application, call, self.mesh.candidates(call))
