@@ -77,6 +77,13 @@ class DataFormat(StrEnum):
     JSON = "json"
 
 
+class Client(StrEnum):
+    """Whose bootstrap is written."""
+
+    ENVOY = "envoy"
+    GRPC = "grpc"
+
+
 MeshOption = Annotated[Path, typer.Option("--config", "-c", help="The mesh to serve.")]
 AdminOption = Annotated[
     str, typer.Option("--admin", metavar="URL", help="Where server.admin.address answers.")
@@ -225,6 +232,12 @@ def bootstrap(
     application: Annotated[str, typer.Option(help="The application beside this sidecar.")],
     node: Annotated[str, typer.Option(help="A name that no other sidecar has.")],
     config: MeshOption = Path("mesh.yaml"),
+    client: Annotated[
+        Client,
+        typer.Option(
+            "--for", help="A sidecar, or the application's own gRPC library instead of one."
+        ),
+    ] = Client.ENVOY,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -232,8 +245,11 @@ def bootstrap(
         ),
     ] = None,
     output: Annotated[
-        DataFormat, typer.Option("--format", help="How it is written.")
-    ] = DataFormat.YAML,
+        DataFormat | None,
+        typer.Option(
+            "--format", help="How it is written; YAML, for gRPC JSON.", show_default=False
+        ),
+    ] = None,
     show_settings: Annotated[
         bool,
         typer.Option(
@@ -247,8 +263,11 @@ def bootstrap(
     """Write a sidecar's Envoy bootstrap to stdout.
 
     The bootstrap is complete: ADS, statistics to the control plane, load reports, limits.
+    With --for grpc it is that of an application without a sidecar, which calls
+    xds:///APPLICATION.SERVICE: put it into a file, and its name into GRPC_XDS_BOOTSTRAP.
     """
     from xds_server.resources.bootstrap import render_bootstrap
+    from xds_server.resources.grpc_bootstrap import render_grpc_bootstrap
 
     chosen: dict[str, str] = {}
     for setting in settings or ():
@@ -258,12 +277,16 @@ def bootstrap(
         if key in chosen:
             _fail(MISTAKE, [f"--set {setting}: {key} is set twice; keep one"])
         chosen[key] = value
+    grpc = client is Client.GRPC
+    if grpc and output is DataFormat.YAML:
+        _fail(MISTAKE, ["bootstrap: gRPC reads JSON alone: drop --format yaml"])
     mesh = _load(config)
     try:
-        data = render_bootstrap(mesh, application, node, chosen)
+        render = render_grpc_bootstrap if grpc else render_bootstrap
+        data = render(mesh, application, node, chosen)
     except ValueError as error:
         _fail(MISTAKE, [f"bootstrap: {error}"])
-    if output is DataFormat.JSON:
+    if grpc or output is DataFormat.JSON:
         _print_json(data)
     else:
         _print_yaml(data)

@@ -138,6 +138,15 @@ def test_a_mistake_in_a_bootstrap_is_one_line(args, message):
     assert message in result.stderr
 
 
+def test_a_bootstrap_for_grpc_is_json():
+    result = bootstrap("--application", "checkout", "--for", "grpc")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["node"] == {"id": "checkout-1", "cluster": "checkout"}
+    refused = bootstrap("--application", "checkout", "--for", "grpc", "--format", "yaml")
+    assert refused.exit_code == 2
+    assert refused.stderr == "bootstrap: gRPC reads JSON alone: drop --format yaml\n"
+
+
 def test_the_settings_of_a_bootstrap_can_be_listed():
     result = run("bootstrap", "--settings")
     assert result.exit_code == 0

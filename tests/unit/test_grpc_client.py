@@ -18,6 +18,7 @@ from xds_server.errors import UnknownApplicationError
 from xds_server.model.ids import CDS, EDS, LDS, RDS
 from xds_server.model.snapshot import Node, Snapshot
 from xds_server.model.topology import Address, Mesh, WeightsVia
+from xds_server.resources.grpc_bootstrap import render_grpc_bootstrap
 
 CLIENT = Node("g1", "shop", user_agent="gRPC C-core linux Python")
 ENVOY = Node("n1", "shop", user_agent="envoy")
@@ -153,3 +154,50 @@ def test_an_unknown_application_or_template_is_refused_as_to_envoys() -> None:
     for node in (replace(CLIENT, application="x"), replace(CLIENT, metadata={"template": "x"})):
         with pytest.raises(UnknownApplicationError):
             publisher.connect(node)
+
+
+def test_its_bootstrap_says_where_to_ask_and_who_it_is() -> None:
+    settings = {"locality.region": "r1", "metadata.team": "blue", "template": "web"}
+    assert render_grpc_bootstrap(mesh(), "shop", "g1", settings) == {
+        "xds_servers": [
+            {
+                "server_uri": "127.0.0.1:18000",
+                "channel_creds": [{"type": "insecure"}],
+                "server_features": ["xds_v3"],
+            }
+        ],
+        "node": {
+            "id": "g1",
+            "cluster": "shop",
+            "locality": {"region": "r1"},
+            "metadata": {"team": "blue", "template": "web"},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [("[::1]:18000", "[::1]:18000"), ("xds.test:1", "xds.test:1"), ("unix:/x", "unix:/x")],
+)
+def test_the_control_plane_may_be_anywhere(address: str, target: str) -> None:
+    boot = render_grpc_bootstrap(mesh(), "shop", "g1", {"xds.address": address})
+    assert boot["xds_servers"][0]["server_uri"] == target
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("admin.address", "127.0.0.1:9901"),
+        ("api", "delta"),
+        ("max_connections", "10"),
+        ("listeners.search", "127.0.0.1:15001"),
+    ],
+)
+def test_a_setting_that_is_for_envoy_alone_is_refused(key: str, value: str) -> None:
+    with pytest.raises(ValueError, match=rf"{key} is not for a gRPC client: .*; drop it"):
+        render_grpc_bootstrap(mesh(), "shop", "g1", {key: value})
+
+
+def test_a_wrong_setting_is_refused_as_for_envoys() -> None:
+    with pytest.raises(ValueError, match=r"did you mean: locality\.zone"):
+        render_grpc_bootstrap(mesh(), "shop", "g1", {"locality.zones": "x"})

@@ -57,16 +57,11 @@ def render_bootstrap(
     with what would be right.
     """
     chosen = dict(settings or {})
-    if application not in mesh.applications:
-        known = ", ".join(sorted(mesh.applications)) or "none"
-        raise ValueError(f"application {application!r} is not configured; configured are: {known}")
-    if not node_id:
-        raise ValueError("the node needs an id: --node N")
-    _check(mesh, application, chosen)
+    check_settings(mesh, application, node_id, chosen)
     xds = parse_address(chosen["xds.address"]) if "xds.address" in chosen else mesh.server.xds
     admin = parse_address(chosen.get("admin.address", "127.0.0.1:9901"))
     return {
-        "node": _node(application, node_id, chosen),
+        "node": node_of(application, node_id, chosen),
         "admin": {"address": _address(admin)},
         "dynamic_resources": {
             "ads_config": {
@@ -101,8 +96,15 @@ def render_bootstrap(
     }
 
 
-def _check(mesh: Mesh, application: str, settings: Mapping[str, str]) -> None:
-    """Refuse what would be ignored or could not work."""
+def check_settings(mesh: Mesh, application: str, node_id: str, settings: Mapping[str, str]) -> None:
+    """Refuse what would be ignored or could not work. Raises ValueError."""
+    if application not in mesh.applications:
+        known_names = ", ".join(sorted(mesh.applications)) or "none"
+        raise ValueError(
+            f"application {application!r} is not configured; configured are: {known_names}"
+        )
+    if not node_id:
+        raise ValueError("the node needs an id: --node N")
     if "template" in settings and settings["template"] not in mesh.templates:
         known_names = ", ".join(sorted(mesh.templates))
         raise ValueError(f"template {settings['template']!r}; configured are: {known_names}")
@@ -137,7 +139,8 @@ def _check(mesh: Mesh, application: str, settings: Mapping[str, str]) -> None:
         raise ValueError("tls.cert and tls.key go together")
 
 
-def _node(application: str, node_id: str, settings: Mapping[str, str]) -> Json:
+def node_of(application: str, node_id: str, settings: Mapping[str, str]) -> Json:
+    """Return what the client is to say of itself."""
     locality = {
         level: settings[f"locality.{level}"]
         for level in ("region", "zone", "sub_zone")
