@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types layers tests fmt bench generate check-generate clean
+.PHONY: help setup demo test check lint types layers tests fmt conformance bench generate check-generate clean
 PYTHON ?= python3.11
 RUN := .venv/bin/
 ARGS ?=
@@ -44,15 +44,20 @@ tests: ## Run the tests alone: make tests ARGS='-k nack'
 fmt: ## Format in place
 	$(RUN)ruff check --fix . && $(RUN)ruff format .
 
+conformance: setup ## The 82 cases by number, the state machines and the fuzzers; nothing skipped
+	$(RUN)pytest -q -p tests.conformance.plugin --steps 10000 $(ARGS)
+
 bench: setup ## Measure one tick of the engine against its floor
 	$(RUN)python -m bench.tick
 
-generate: ## Compile protos/ and write docs/metrics.md and docs/cli.md
+generate: ## Compile protos and write docs/metrics.md, docs/cli.md and the table of docs/xds.md
 	$(RUN)python -m grpc_tools.protoc -Iprotos --python_out=xds_server/generated --pyi_out=xds_server/generated protos/*.proto
+	$(RUN)python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. tests/conformance/adapter.proto
 	$(RUN)python -m xds_server.docs
+	$(RUN)python -m tests.conformance.table
 
 check-generate: generate ## Fail if a generated file is stale
-	git diff --exit-code -- xds_server/generated docs
+	git diff --exit-code -- xds_server/generated tests/conformance docs
 
 clean: ## Remove what set-up made
 	rm -rf .venv .tools

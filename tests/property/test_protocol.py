@@ -263,8 +263,15 @@ class DeltaNetwork(SotwNetwork):
     delta = True
 
 
+STEPS_EACH = 40
+
+
 @pytest.mark.parametrize("machine", [SotwNetwork, DeltaNetwork])
-def test_any_interleaving_ends_with_what_was_asked_for(machine: type[SotwNetwork]) -> None:
+def test_any_interleaving_ends_with_what_was_asked_for(
+    machine: type[SotwNetwork], steps: int
+) -> None:
     case = machine.TestCase
-    case.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+    case.settings = settings(
+        max_examples=max(steps // STEPS_EACH, 1), stateful_step_count=STEPS_EACH, deadline=None
+    )
     case().runTest()

@@ -12,6 +12,7 @@ from envoy.config.core.v3 import base_pb2
 from envoy.service.status.v3 import csds_pb2
 from envoy.type.matcher.v3 import node_pb2
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
 from xds_server.errors import RemoteProtocolError
 from xds_server.model.ids import SDS, NodeId
@@ -43,10 +44,8 @@ class ClientStatusService:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return what a grpc server registers."""
-        codec: dict[str, Any] = {
-            "request_deserializer": csds_pb2.ClientStatusRequest.FromString,
-            "response_serializer": csds_pb2.ClientStatusResponse.SerializeToString,
-        }
+        # Requests come as bytes: gRPC would call what does not parse our mistake.
+        codec = {"response_serializer": csds_pb2.ClientStatusResponse.SerializeToString}
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
@@ -55,19 +54,17 @@ class ClientStatusService:
             },
         )
 
-    async def _fetch(
-        self, request: csds_pb2.ClientStatusRequest, context: Context
-    ) -> csds_pb2.ClientStatusResponse:
+    async def _fetch(self, body: bytes, context: Context) -> csds_pb2.ClientStatusResponse:
         try:
-            return self._answer(request)
+            return self._answer(_parse(body))
         except RemoteProtocolError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:1000])
 
     async def _stream(
-        self, requests: AsyncIterator[csds_pb2.ClientStatusRequest], context: Context
+        self, requests: AsyncIterator[bytes], context: Context
     ) -> AsyncIterator[csds_pb2.ClientStatusResponse]:
-        async for request in requests:
-            yield await self._fetch(request, context)
+        async for body in requests:
+            yield await self._fetch(body, context)
 
     def _answer(self, request: csds_pb2.ClientStatusRequest) -> csds_pb2.ClientStatusResponse:
         matches = [_matcher(m) for m in request.node_matchers]
@@ -80,6 +77,13 @@ class ClientStatusService:
             if not matches or any(match(node_id) for match in matches):
                 response.config.append(_config(streams, bare=request.exclude_resource_contents))
         return response
+
+
+def _parse(body: bytes) -> csds_pb2.ClientStatusRequest:
+    try:
+        return csds_pb2.ClientStatusRequest.FromString(body)
+    except DecodeError as error:
+        raise RemoteProtocolError(f"request does not parse: {error}") from None
 
 
 def _config(streams: list[Stream], *, bare: bool) -> csds_pb2.ClientConfig:
