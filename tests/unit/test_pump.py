@@ -91,7 +91,7 @@ async def test_case_77_changes_while_a_response_is_unanswered_become_one() -> No
         await call.write(ack(first))
         second = discovery_pb2.DeltaDiscoveryResponse.FromString(await call.read())
         assert [r.version for r in second.resources] == ["4"]
-        assert len(world.seen.responses) == 2
+        await eventually("both are counted", lambda: len(world.seen.responses) == 2)
 
 
 async def test_case_76_who_does_not_read_is_given_up_and_hears_of_it_when_it_reads() -> None:
