@@ -8,20 +8,27 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+import grpc
 import pytest
+import trustme
+from envoy.config.core.v3 import base_pb2
+from envoy.service.discovery.v3 import discovery_pb2
 
 from tests.e2e.envoy import Envoy, eventually, free_port
 from tests.e2e.plane import Recorder, WallClock, resources, shop
 from tests.e2e.test_serve import Plane
 from tests.e2e.upstream import Traffic, Upstream, serving
+from xds_server.app.clock import SystemClock
 from xds_server.cache.publisher import Publisher
+from xds_server.model.ids import CDS
 from xds_server.model.topology import ServerSettings, XdsLimits
 from xds_server.resources.bootstrap import render_bootstrap
-from xds_server.wire.ads import DiscoveryServices
+from xds_server.wire.ads import AGGREGATED, DiscoveryServices
 from xds_server.wire.server import serving as serving_grpc
 
 pytestmark = pytest.mark.e2e
@@ -209,3 +216,59 @@ async def test_a_network_that_swallows_is_noticed_from_both_ends(tmp_path: Path)
             assert time.monotonic() - swallowed_s < 5.0 + 2.0 + 1.0 + 1.0  # its own keepalive
         finally:
             await envoy.stop()
+
+
+def first(node_id: str) -> bytes:
+    node = base_pb2.Node(id=node_id, cluster="shop")
+    body: bytes = discovery_pb2.DeltaDiscoveryRequest(node=node, type_url=CDS).SerializeToString()
+    return body
+
+
+async def test_a_grpc_client_s_old_stream_ends_and_the_same_channel_opens_the_next(
+    tmp_path: Path,
+) -> None:
+    async with (
+        serving("a", "b") as up,
+        planned(tmp_path, up, max_connection_age_s=1) as plane,
+        grpc.aio.insecure_channel(f"127.0.0.1:{plane.ports['xds']}") as channel,
+    ):
+        for _ in range(2):
+            start_s = time.monotonic()
+            call: Any = channel.stream_stream(f"/{AGGREGATED}/DeltaAggregatedResources")()
+            await call.write(first("app"))
+            assert await call.read()
+            code = await call.code()
+            assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+            assert 2.5 < time.monotonic() - start_s < 4.5  # 1 s +-10 %, and 2 s of grace
+
+
+async def test_case_82_serve_ends_a_stream_whose_certificate_expires(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    server = authority.issue_cert("plane.local")
+    server.cert_chain_pems[0].write_to_path(tmp_path / "server.pem")
+    server.private_key_pem.write_to_path(tmp_path / "server.key")
+    files = {"cert": "server.pem", "key": "server.key", "client_ca": "ca.pem"}
+    tls = ", ".join(f"{key}: {tmp_path / name}" for key, name in files.items())
+    async with (
+        serving("a", "b") as up,
+        planned(tmp_path, up, tls=f"{{{tls}}}", auth_recheck_s=0.2) as plane,
+    ):
+        lives_s = 3.0
+        until = datetime.fromtimestamp(SystemClock().wall_s() + lives_s, UTC)
+        client = authority.issue_cert("app", not_after=until)
+        credentials = grpc.ssl_channel_credentials(
+            authority.cert_pem.bytes(),
+            client.private_key_pem.bytes(),
+            client.cert_chain_pems[0].bytes(),
+        )
+        options = [("grpc.ssl_target_name_override", "plane.local")]
+        target = f"127.0.0.1:{plane.ports['xds']}"
+        async with grpc.aio.secure_channel(target, credentials, options) as channel:
+            call: Any = channel.stream_stream(f"/{AGGREGATED}/DeltaAggregatedResources")()
+            await call.write(first("app"))
+            assert await call.read()
+            async with asyncio.timeout(lives_s + 2.0):
+                assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+        lines = [json.loads(line) for line in plane.log.read_text().splitlines()]
+        assert [e["node_id"] for e in lines if e["event"] == "xds.certificate_expired"] == ["app"]
