@@ -14,9 +14,9 @@ from typing import Any
 
 import grpc
 
+from tests.e2e.envoy import eventually
+
 CHILD = Path(__file__).with_name("grpc_child.py")
-MISSING_AFTER_MS = "grpc.xds_resource_does_not_exist_timeout_ms"
-"""Channel argument: how long a client waits for what it asks for; 15 s where it is not set."""
 
 
 @dataclass
@@ -74,7 +74,6 @@ class Caller:
         workers: int = 2,
         gap_s: float = 0.004,
         timeout_s: float | None = 10.0,
-        options: tuple[tuple[str, Any], ...] = (),
     ) -> None:
         self.answers: Counter[str] = Counter()
         self.failures: list[str] = []
@@ -86,11 +85,11 @@ class Caller:
                 "workers": workers,
                 "gap_s": gap_s,
                 "timeout_s": timeout_s,
-                "options": options,
             }
         )
 
-    async def __aenter__(self) -> "Caller":
+    async def start(self) -> "Caller":
+        """Start without waiting for anything."""
         with self.log.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, CHILD, self._settings),
@@ -102,7 +101,8 @@ class Caller:
         self._reading = asyncio.create_task(self._read())
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def stop(self) -> None:
+        """End the process, by force if need be."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -121,6 +121,15 @@ class Caller:
                 self.failures.append(text[1:])
             else:
                 self.answers[text] += 1
+
+    async def serves(self, *names: str, within_s: float = 10.0) -> None:
+        """Wait until each of them has answered ten more calls."""
+        before = Counter(self.answers)
+        await eventually(
+            f"{names} serve; failed: {self.failures[-3:]}",
+            lambda: all(self.answers[n] >= before[n] + 10 for n in names),
+            within_s=within_s,
+        )
 
     async def split(self, count: int = 100) -> dict[str, float]:
         """Shares of the next ``count`` answers."""

@@ -29,8 +29,7 @@ async def call(channel: grpc.aio.Channel, gap_s: float, timeout_s: float | None)
 
 async def main(settings: dict[str, Any]) -> None:
     """Call until stdin ends."""
-    options = [tuple(option) for option in settings["options"]]
-    async with grpc.aio.insecure_channel(settings["target"], options=options) as channel:
+    async with grpc.aio.insecure_channel(settings["target"]) as channel:
         calls = [
             asyncio.create_task(call(channel, settings["gap_s"], settings["timeout_s"]))
             for _ in range(settings["workers"])

@@ -75,14 +75,11 @@ def test_its_clusters_balance_as_it_can_and_bound_calls_as_envoys_do() -> None:
     assert clusters["g1"].outlier_detection.enforcing_success_rate.value == 0
 
 
-def test_its_routes_bound_a_call_and_retry_what_is_harmless() -> None:
+def test_its_routes_retry_what_is_harmless_and_leave_deadlines_to_the_application() -> None:
     action = routes(shown(connected(mesh(retries=2)))).virtual_hosts[0].routes[0].route
-    assert action.max_stream_duration.max_stream_duration.ToSeconds() == 2
-    assert not action.HasField("timeout")
-    assert (action.retry_policy.retry_on, action.retry_policy.num_retries.value) == (
-        "unavailable",
-        2,
-    )
+    policy = action.retry_policy
+    assert (policy.retry_on, policy.num_retries.value) == ("unavailable", 2)
+    assert not action.HasField("max_stream_duration")
 
 
 def test_what_may_have_been_executed_is_not_retried() -> None:

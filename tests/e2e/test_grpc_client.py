@@ -1,0 +1,357 @@
+"""gRPC's own xDS client on our ADS: an application that calls without a sidecar."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.e2e.envoy import eventually, free_port
+from tests.e2e.grpc_app import Caller, Provider, providing
+from tests.e2e.plane import GROUP, Recorder, WallClock, overlay, resources, shop
+from xds_server.cache.publisher import Publisher
+from xds_server.model.ids import CDS, EDS, LDS, RDS
+from xds_server.model.snapshot import Snapshot
+from xds_server.model.template import Template
+from xds_server.model.topology import Address, Mesh
+from xds_server.protocol.events import Nacked
+from xds_server.protocol.messages import Response
+from xds_server.protocol.status import Standing
+from xds_server.resources.cluster import cluster
+from xds_server.resources.grpc_bootstrap import render_grpc_bootstrap
+from xds_server.resources.versions import type_snapshot
+from xds_server.wire.ads import DiscoveryServices
+from xds_server.wire.hold import Hold
+
+pytestmark = pytest.mark.e2e
+DRAIN_S = 1.0
+Front = Callable[[grpc.GenericRpcHandler], grpc.GenericRpcHandler]
+Calling = Callable[..., Awaitable[Caller]]
+
+
+class Plane:
+    """Publisher and ADS on a port, which can be served more than once."""
+
+    def __init__(self, ports: dict[str, int], **options: Any) -> None:
+        self.xds = free_port()
+        self.mesh = self.shop(ports, **options)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget everything, as a process does that is killed."""
+        self.seen = Recorder()
+        self.publisher = Publisher(self.mesh, resources(self.mesh))
+
+    def shop(self, ports: dict[str, int], **options: Any) -> Mesh:
+        return shop(self.xds, 15001, ports, **options)
+
+    def reload(self, mesh: Mesh) -> None:
+        self.publisher.set_mesh(mesh, resources(mesh), time.monotonic())
+
+    def publish(self, **weights: int) -> None:
+        self.publisher.set_group("g1", GROUP)
+        self.publisher.publish(overlay(**weights), 0.0)
+
+    def sent(self, type_url: str) -> list[Response]:
+        return [r for r in self.seen.responses if r.type_url == type_url]
+
+    @property
+    def nacks(self) -> list[Nacked]:
+        return [e for e in self.seen.events if isinstance(e, Nacked)]
+
+    @asynccontextmanager
+    async def serving(self, front: Front = lambda h: h) -> AsyncIterator[DiscoveryServices]:
+        """Serve until the block ends; then the port is dead, as after a crash."""
+        ads = DiscoveryServices(
+            self.publisher, self.seen, WallClock(), cluster_drain_s=lambda: DRAIN_S
+        )
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        server.add_generic_rpc_handlers((front(ads.handler()),))
+        server.add_insecure_port(f"127.0.0.1:{self.xds}")
+        await server.start()
+        try:
+            yield ads
+        finally:
+            await server.stop(grace=None)
+
+
+@pytest.fixture
+async def calling(tmp_path: Path) -> AsyncIterator[Calling]:
+    started: list[Caller] = []
+
+    async def start(mesh: Mesh, *, cluster: str = "shop", **options: Any) -> Caller:
+        boot = render_grpc_bootstrap(mesh, "shop", "g1")
+        boot["node"]["cluster"] = cluster
+        started.append(Caller(boot, tmp_path, **options))
+        return await started[-1].start()
+
+    yield start
+    for caller in started:
+        await caller.stop()
+
+
+def ports(up: dict[str, Provider], *names: str) -> dict[str, int]:
+    return {n: up[n].port for n in names or up}
+
+
+def codes(caller: Caller) -> set[str]:
+    return {failure.split()[0] for failure in caller.failures}
+
+
+async def test_case_13_it_asks_by_name_and_calls_both_providers_by_weights(
+    calling: Calling,
+) -> None:
+    async with providing("a", "b", "c") as up:
+        plane = Plane(ports(up), baseline={"a": 3, "b": 1, "c": 0})
+        async with plane.serving() as ads:
+            caller = await calling(plane.mesh)
+            split = await caller.split(300)
+            assert split.keys() == {"a", "b"}
+            assert 0.6 < split["a"] < 0.9
+            assert caller.failures == plane.nacks == []
+            (stream,) = ads.streams
+            assert stream.node is not None
+            assert stream.node.is_grpc
+            assert {r.names for r in plane.sent(LDS)} == {("shop.search",)}
+            assert {r.names for r in plane.sent(RDS)} == {("shop.search",)}
+            # What has no weight it does not ask for; what it asks for is in one response.
+            assert plane.sent(CDS)[-1].names == ("a", "b")
+            states = {(s.type_url, s.name): s.state for s in stream.resources()}
+            assert set(states.values()) == {Standing.ACKED}
+            assert {name for url, name in states if url == EDS} == {"a", "b"}
+
+
+async def test_case_30_it_follows_weights_and_gets_again_what_it_asks_for_again(
+    calling: Calling,
+) -> None:
+    async with providing("a", "b") as up:
+        plane = Plane(ports(up))
+        async with plane.serving():
+            caller = await calling(plane.mesh)
+            await caller.split(50)
+            for a in (10_000, 0) * 3:
+                plane.publish(a=a, b=10_000 - a)
+                want = plane.publisher.nodes["g1"].snapshot().of(RDS).version
+                await eventually("it is sent", lambda v=want: plane.sent(RDS)[-1].version_info == v)
+                await caller.serves("a" if a else "b")
+                assert await caller.split(50) == {"a" if a else "b": 1.0}
+            plane.publish(a=8_000, b=2_000)
+            await caller.serves("a")
+            assert 0.65 < (await caller.split(300))["a"] < 0.95
+            assert caller.failures == plane.nacks == []
+            # Without weight it drops a provider, and asks for it again at the same version.
+            again = [r for r in plane.sent(EDS) if r.names == ("a",)]
+            assert len(again) >= 2
+            assert len({r.version_info for r in again}) == 1
+
+
+async def test_case_28_and_64_a_provider_is_replaced_without_a_failed_call(
+    calling: Calling,
+) -> None:
+    async with providing("a", "b", "c") as up:
+        plane = Plane(ports(up, "a", "b"))
+        first, other = plane.mesh, plane.shop(ports(up, "b", "c"))
+        async with plane.serving() as ads:
+            caller = await calling(plane.mesh, workers=4, gap_s=0.001)
+            await caller.split(100)
+            for mesh, gone, new in ((other, "a", "c"), (first, "c", "a")) * 3:
+                plane.reload(mesh)
+                await caller.serves(new)
+
+                def dropped(name: str = gone) -> bool:
+                    return all(s.name != name for s in ads.streams[0].resources())
+
+                await eventually(f"{gone} is not asked for", dropped)
+                assert set(await caller.split(100)) == {"b", new}
+            # What it let go of is no longer sent, though it is there and changes.
+            sent = len(plane.seen.responses)
+            plane.reload(plane.shop(ports(up, "a", "b") | {"c": 9}, baseline={"c": 0}))
+            await caller.split(100)
+            assert {n for r in plane.seen.responses[sent:] for n in r.names} == {"shop.search"}
+            assert caller.failures == plane.nacks == []
+
+
+async def test_case_12_endpoints_come_and_go_without_a_failed_call(calling: Calling) -> None:
+    async with providing("a", "b", "c") as up:
+        plane = Plane(ports(up, "a"))
+
+        def at(*names: str) -> Mesh:
+            """The one provider with these endpoints."""
+            service = plane.mesh.services["search"]
+            addresses = tuple(Address("127.0.0.1", up[n].port) for n in names)
+            providers = (replace(service.providers[0], endpoints=addresses),)
+            service = replace(service, providers=providers)
+            return replace(plane.mesh, services={"search": service})
+
+        async with plane.serving():
+            caller = await calling(plane.mesh)
+            assert await caller.split(20) == {"a": 1.0}
+            for names in (("a", "b"), ("b", "c"), ("c",), ("a", "b", "c")):
+                plane.reload(at(*names))
+                await caller.serves(*names)
+                assert (await caller.split(30)).keys() == set(names)
+            assert caller.failures == plane.nacks == []
+            plane.reload(at())
+            await eventually("calls fail", lambda: caller.failures)
+            assert codes(caller) == {"UNAVAILABLE"}
+            assert plane.nacks == []
+
+
+async def test_case_27_a_service_that_goes_is_gone_and_comes_back(calling: Calling) -> None:
+    async with providing("a") as up:
+        plane = Plane(ports(up))
+        async with plane.serving() as ads:
+            caller = await calling(plane.mesh, gap_s=0.02)
+            await caller.split(20)
+            plane.reload(calls_nothing(plane.mesh))
+            await eventually("calls fail", lambda: caller.failures)
+            assert codes(caller) == {"UNAVAILABLE"}
+
+            def gone() -> set[str]:
+                return {
+                    s.type_url for s in ads.streams[0].resources() if s.state is Standing.MISSING
+                }
+
+            await eventually("the cluster is gone", lambda: gone() == {LDS, CDS})
+            plane.reload(plane.mesh)
+            await caller.serves("a")
+            assert plane.nacks == []
+
+
+def calls_nothing(mesh: Mesh) -> Mesh:
+    template = Template("web", (), mesh.templates["web"].profiles)
+    application = replace(mesh.applications["shop"], template=template)
+    return replace(mesh, templates={"web": template}, applications={"shop": application})
+
+
+async def test_case_06_while_a_plane_cannot_tell_yet_calls_wait_or_go_on(
+    calling: Calling,
+) -> None:
+    async with providing("a", "b") as up:
+        plane = Plane(ports(up), baseline={"a": 1, "b": 0})
+        holds: list[Hold] = []
+
+        def held(behind: grpc.GenericRpcHandler) -> grpc.GenericRpcHandler:
+            holds.append(Hold(behind, 8))
+            return holds[-1]
+
+        async with plane.serving(held):
+            caller = await calling(plane.mesh)
+            await eventually("it waits", lambda: holds[0].waiting == 1)
+            assert caller.answers.total() == 0
+            holds[0].open()
+            assert await caller.split(20) == {"a": 1.0}
+        plane.begin_anew()
+        async with plane.serving(held):
+            await eventually("it waits again", lambda: holds[1].waiting == 1)
+            assert await caller.split(100) == {"a": 1.0}
+            holds[1].open()
+            await eventually("it is back", lambda: "g1" in plane.publisher.nodes)
+            plane.publish(a=0, b=10_000)
+            await caller.serves("b")
+        assert caller.failures == plane.nacks == []
+
+
+async def test_case_07_an_unknown_application_is_told_so_at_once(calling: Calling) -> None:
+    async with providing("a") as up:
+        plane = Plane(ports(up))
+        async with plane.serving():
+            started = time.monotonic()
+            caller = await calling(plane.mesh, cluster="stranger", gap_s=0.05)
+            await eventually("calls fail", lambda: caller.failures)
+            assert time.monotonic() - started < 5.0
+            assert codes(caller) == {"UNAVAILABLE"}
+            assert "'stranger' is not configured" in caller.failures[0]
+
+
+async def test_case_15_an_unknown_name_is_unavailable_after_15_s_and_is_sent_when_it_appears(
+    calling: Calling,
+) -> None:
+    async with providing("a") as up:
+        plane = Plane(ports(up))
+        plane.reload(calls_nothing(plane.mesh))
+        async with plane.serving():
+            # No answer to LDS could be faster: a client takes none to mean that a name is new.
+            caller = await calling(plane.mesh, timeout_s=None, gap_s=0.05)
+            await eventually("calls fail", lambda: caller.failures, within_s=20.0)
+            assert codes(caller) == {"UNAVAILABLE"}
+            assert "shop.search: does not exist" in caller.failures[0]
+            assert plane.seen.responses == []
+            plane.reload(plane.mesh)
+            await caller.serves("a")
+            assert plane.nacks == []
+
+
+async def test_case_19_and_20_it_goes_on_with_a_cluster_whose_successor_it_refuses(
+    calling: Calling,
+) -> None:
+    async with providing("a", "b") as up:
+        plane = Plane(ports(up))
+        async with plane.serving() as ads:
+            caller = await calling(plane.mesh)
+            await caller.split(20)
+            handle = plane.publisher.nodes["g1"]
+            types = dict(handle.snapshot().types)
+            good = types[CDS].resources
+            bad = cluster(plane.mesh.providers["a"])  # LEAST_REQUEST, as for Envoys
+            handle.show(Snapshot({**types, CDS: type_snapshot((bad, good["b"]))}))
+            await eventually("it refuses", lambda: plane.nacks)
+
+            def restored() -> bool:
+                states = {s.name: s for s in ads.streams[0].resources() if s.type_url == CDS}
+                return (
+                    states["a"].state is Standing.REFUSED
+                    and states["a"].version_acked == good["a"].version
+                    and states["b"].state is Standing.ACKED
+                )
+
+            await eventually("it is left with the one before", restored)
+            assert "LB policy is not supported" in plane.nacks[0].error
+            assert (await caller.split(50)).keys() == {"a", "b"}
+            assert caller.failures == []
+
+
+async def test_an_endpoint_that_fails_is_ejected(calling: Calling) -> None:
+    async with providing("a", "b") as up:
+        plane = Plane({"a": up["a"].port})
+        service = plane.mesh.services["search"]
+        addresses = tuple(Address("127.0.0.1", p.port) for p in up.values())
+        service = replace(service, providers=(replace(service.providers[0], endpoints=addresses),))
+        plane.reload(replace(plane.mesh, services={"search": service}))
+        async with plane.serving():
+            caller = await calling(plane.mesh)
+            await caller.serves("a", "b")
+            up["b"].status = grpc.StatusCode.INTERNAL
+
+            async def ejected() -> bool:
+                failed = len(caller.failures)
+                return await caller.split(100) == {"a": 1.0} and len(caller.failures) == failed
+
+            await eventually("all calls go to the other", ejected)
+
+
+async def test_a_call_lasts_as_long_as_the_application_lets_it(calling: Calling) -> None:
+    async with providing("a") as up:
+        plane = Plane(ports(up))  # with a timeout of 2 s, for Envoys
+        up["a"].delay_s = 2.5
+        async with plane.serving():
+            caller = await calling(plane.mesh, workers=8, timeout_s=None)
+            await caller.serves("a")
+            assert caller.failures == []
+
+
+async def test_unix_sockets_among_the_endpoints_are_left_out(calling: Calling) -> None:
+    async with providing("a") as up:
+        plane = Plane(ports(up))
+        service = plane.mesh.services["search"]
+        addresses = (Address("unix:/nowhere.sock"), Address("127.0.0.1", up["a"].port))
+        service = replace(service, providers=(replace(service.providers[0], endpoints=addresses),))
+        plane.reload(replace(plane.mesh, services={"search": service}))
+        async with plane.serving():
+            caller = await calling(plane.mesh)
+            assert await caller.split(50) == {"a": 1.0}
+            assert caller.failures == plane.nacks == []
