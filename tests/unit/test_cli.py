@@ -17,7 +17,17 @@ from xds_server.cli import DEMO_DURATION_S, app
 
 MESH = Path(__file__).parent.parent / "mesh_reference.yaml"
 SLOW = ("grpc", "envoy_data_plane", "uvicorn", "starlette")
-COMMANDS = ("validate", "serve", "bootstrap", "status", "explain", "demo", "version")
+COMMANDS = (
+    "validate",
+    "serve",
+    "bootstrap",
+    "status",
+    "explain",
+    "services",
+    "instances",
+    "demo",
+    "version",
+)
 
 
 def run(*args: object):

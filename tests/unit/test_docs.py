@@ -25,6 +25,8 @@ COUNTED = {  # gauges and histograms of things that are simply counted, or have 
     "xds_server_nodes",
     "xds_server_instances",
     "xds_server_registry_pairs",
+    "xds_server_registry_leases",
+    "xds_server_registry_watchers",
     "xds_server_solver_iterations",
     "xds_server_forecast_z",
     "xds_server_behaviour_breaches",

@@ -46,7 +46,7 @@ def _service(service: Row) -> tuple[RenderableType, ...]:
     cost = service["cost_usd_per_h"]
     title = Text.assemble(
         (service["service"], "bold"),
-        f"  {service['rps']:.1f}/s  {'? ' if cost is None else f'{cost:.4g}'} USD/h",
+        f"  {service['rps']:.1f}/s  {'?' if cost is None else f'{cost:.4g}'} USD/h",
     )
     table = _table("  provider", "locality", "health")
     _numbers(table, "hosts", *_TRAFFIC, "load", "capacity", "USD/M", "USD/h")
