@@ -261,7 +261,8 @@ class ControlPlane:
         for reason, count in (self.registry.refused - self._refused_recorded).items():
             metrics.telemetry_refused_total.labels("registry", reason).inc(count)
         self._refused_recorded = Counter(self.registry.refused)
-        ages = [s.telemetry_age_s for s in last.signals]
+        mute = {n for n, c in self.registry.nodes.items() if c.node.is_grpc}
+        ages = [s.telemetry_age_s for s in last.signals if s.node_id not in mute]
         metrics.telemetry_age_seconds.set(max(ages, default=0.0))
         applications: Counter[str] = Counter(dict.fromkeys(self.mesh.applications, 0))
         phases = Counter(

@@ -231,10 +231,10 @@ class DiscoveryServices:
         """Notice two aggregated streams of one node.
 
         A client that reconnects before its old stream ended; or two with one name, whose
-        counters then mix.
+        counters then mix. gRPC's own client has a stream for each target, and no counters.
         """
         node = stream.node
-        if node is None or stream.only is not None:
+        if node is None or stream.only is not None or node.is_grpc:
             return
         same = (
             s
