@@ -404,6 +404,10 @@ class Stream:
             responses += self._machine.heartbeat(snapshot, now_s)
         if self._tape is not None:
             self._tape.polled(self, snapshot, now_s, heartbeat, responses)
+        for response in responses:  # a client that does not take it resets the stream
+            if (size := len(response.payload)) > LARGE_BYTES:
+                url = response.type_url
+                self._flag("xds.large_response", url, type_url=url, size_bytes=size)
         deadline_s = self._machine.next_deadline_s(now_s)
         if deadline_s is not None:
             self._look_by(self._loop.time() + max(deadline_s - now_s, 0.0) + 0.001)
@@ -453,10 +457,6 @@ class Stream:
         self._observer.sent(self, response)
         if response.unwedge:
             log.warning("xds.unwedged", clusters=response.names[:16], **self._names())
-        size = len(response.payload)
-        if size > LARGE_BYTES:
-            url = response.type_url
-            self._flag("xds.large_response", url, type_url=url, size_bytes=size)
 
     # -- ending ----------------------------------------------------------------------
 
