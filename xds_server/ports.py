@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from xds_server.model.topology import Address
+from xds_server.model.topology import Address, Price
 
 
 class Clock(Protocol):
@@ -47,6 +47,20 @@ class Discovery(Protocol):
         Raises AdapterError when the source is lost. The caller then backs off and
         watches again, so the first update after that is a full set once more. A source
         that answers "there are none" yields an empty set; a source that does not answer
-        raises. What was last yielded stays in force until the next update.
+        raises. What was last yielded stays in force until the next update. A source that is
+        seen to be at fault may raise that once, and wait until it has changed when it is
+        watched again.
+        """
+        ...
+
+
+class Pricing(Protocol):
+    """Where a provider's price comes from."""
+
+    def watch(self) -> AsyncIterator[Price]:
+        """Yield the price now, and again whenever it has changed or is confirmed, until cancelled.
+
+        Raises AdapterError as ``Discovery.watch`` does. What was last yielded stays in force,
+        and is as old as it is.
         """
         ...

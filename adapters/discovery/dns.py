@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import dns.asyncresolver
 import dns.exception
@@ -15,7 +15,7 @@ import dns.rdtypes.IN.A
 import dns.rdtypes.IN.AAAA
 import dns.rdtypes.IN.SRV
 import dns.resolver
-from dns.rdatatype import AAAA, SRV, A
+from dns.rdatatype import AAAA, SRV, A, RdataType
 
 from xds_server.errors import AdapterError
 from xds_server.model.topology import Address
@@ -42,7 +42,8 @@ class DnsDiscovery:
 
     A name that begins with ``_`` is looked up as SRV, and those records carry the ports; of
     several priorities the lowest number counts, as RFC 2782 has it. Names are absolute:
-    search domains are not tried. No answer within ``timeout_s`` raises.
+    search domains are not tried. No answer within ``timeout_s`` raises; where only one of A and
+    AAAA is answered, and with records, that counts, and the other is what it was before.
     """
 
     def __init__(
@@ -71,10 +72,10 @@ class DnsDiscovery:
 
     async def watch(self) -> AsyncIterator[EndpointUpdate]:
         """Yield the set at first and whenever it changes; see ``ports.Discovery``."""
-        resolver = self._resolver()
+        lookup = _Lookup(self._resolver())
         last: frozenset[Address] | None = None
         while True:
-            found = await self._look_up(resolver)
+            found = await self._look_up(lookup)
             if found.addresses != last:
                 last = found.addresses
                 yield EndpointUpdate(tuple(sorted(last)))
@@ -94,60 +95,78 @@ class DnsDiscovery:
         resolver.lifetime = self._timeout_s
         return resolver
 
-    async def _look_up(self, resolver: dns.asyncresolver.Resolver) -> _Found:
-        limit = asyncio.Semaphore(LOOKUPS_MAX)
+    async def _look_up(self, lookup: "_Lookup") -> _Found:
         if self._port is not None:
-            return await _addresses(resolver, limit, [(self._name, self._port)])
-        records, ttl_s = await _records(resolver, limit, self._name, SRV)
+            return await lookup.addresses([(self._name, self._port)])
+        records, ttl_s = await lookup.records(self._name, SRV)
         services = [r for r in records if isinstance(r, dns.rdtypes.IN.SRV.SRV)]
         first = min((r.priority for r in services), default=0)
         targets = {(r.target, r.port) for r in services if r.priority == first}
         targets = {t for t in targets if t[0] != dns.name.root}  # "not offered here"
-        found = await _addresses(resolver, limit, sorted(targets))
+        found = await lookup.addresses(sorted(targets))
         return _Found(found.addresses, min(ttl_s, found.ttl_s))
 
 
-async def _addresses(
-    resolver: dns.asyncresolver.Resolver,
-    limit: asyncio.Semaphore,
-    targets: Iterable[tuple[dns.name.Name, int]],
-) -> _Found:
-    """Look up both families of every target; one that is not answered fails them all."""
-    queries = [(name, port, kind) for name, port in targets for kind in (A, AAAA)]
-    try:
+class _Lookup:
+    """One watch's look-ups, with the addresses that each name had in the newest one."""
+
+    def __init__(self, resolver: dns.asyncresolver.Resolver) -> None:
+        self._resolver = resolver
+        self._limit = asyncio.Semaphore(LOOKUPS_MAX)
+        self._known: dict[_Question, tuple[dns.rdata.Rdata, ...]] = {}
+
+    async def addresses(self, targets: Iterable[tuple[dns.name.Name, int]]) -> _Found:
+        """Look up both families of every target; one that is not answered fails them all."""
+        wanted = list(targets)
+        names = sorted({name for name, _ in wanted})
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(_records(resolver, limit, name, kind))
-                for name, _, kind in queries
-            ]
-    except ExceptionGroup as failures:
-        mine, other = failures.split(AdapterError)
-        if mine is None or other is not None:
-            raise
-        raise mine.exceptions[0] from failures
-    addresses: set[Address] = set()
-    ttl_s = REFRESH_MAX_S
-    for (_, port, _), task in zip(queries, tasks, strict=True):
-        records, record_ttl_s = task.result()
-        addresses |= {Address(r.address, port) for r in records if isinstance(r, _ADDRESS)}
-        ttl_s = min(ttl_s, record_ttl_s)
-    return _Found(frozenset(addresses), ttl_s)
+            tasks = {
+                (name, kind): group.create_task(self._try(name, kind))
+                for name in names
+                for kind in (A, AAAA)
+            }
+        answers = {question: task.result() for question, task in tasks.items()}
+        known: dict[_Question, tuple[dns.rdata.Rdata, ...]] = {}
+        ttl_s = REFRESH_MAX_S
+        for name in names:
+            for question, other in (((name, A), (name, AAAA)), ((name, AAAA), (name, A))):
+                answer, beside = answers[question], answers[other]
+                if not isinstance(answer, AdapterError):
+                    known[question] = answer[0]
+                    ttl_s = min(ttl_s, answer[1])
+                elif isinstance(beside, AdapterError) or not beside[0]:
+                    raise answer
+                else:  # many servers fail on AAAA of names that have A alone
+                    known[question] = self._known.get(question, ())
+        self._known = known
+        found = {
+            Address(r.address, port)
+            for name, port in wanted
+            for kind in (A, AAAA)
+            for r in known[name, kind]
+            if isinstance(r, _ADDRESS)
+        }
+        return _Found(frozenset(found), ttl_s)
+
+    async def _try(self, name: dns.name.Name, kind: RdataType) -> "_Answer | AdapterError":
+        try:
+            return await self.records(name, kind)
+        except AdapterError as error:
+            return error
+
+    async def records(self, name: dns.name.Name, kind: RdataType) -> "_Answer":
+        """Return the records and their TTL; none where the name or the type does not exist."""
+        try:
+            async with self._limit:
+                answer = await self._resolver.resolve(name, kind, raise_on_no_answer=False)
+        except dns.resolver.NXDOMAIN as error:
+            response = error.response(name)  # type: ignore[no-untyped-call]
+            return (), float(response.resolve_chaining().minimum_ttl)
+        except (dns.exception.DNSException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise AdapterError(f"dns: {name} {kind.name}: {reason}", retryable=True) from error
+        return tuple(answer.rrset or ()), float(answer.chaining_result.minimum_ttl)
 
 
-async def _records(
-    resolver: dns.asyncresolver.Resolver,
-    limit: asyncio.Semaphore,
-    name: dns.name.Name,
-    kind: dns.rdatatype.RdataType,
-) -> tuple[tuple[dns.rdata.Rdata, ...], float]:
-    """Return the records and their TTL; none where the name or the type does not exist."""
-    try:
-        async with limit:
-            answer = await resolver.resolve(name, kind, raise_on_no_answer=False)
-    except dns.resolver.NXDOMAIN as error:
-        response = error.response(name)  # type: ignore[no-untyped-call]
-        return (), float(response.resolve_chaining().minimum_ttl)
-    except (dns.exception.DNSException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise AdapterError(f"dns: {name} {kind.name}: {reason}", retryable=True) from error
-    return tuple(answer.rrset or ()), float(answer.chaining_result.minimum_ttl)
+_Question: TypeAlias = tuple[dns.name.Name, RdataType]
+_Answer: TypeAlias = tuple[tuple[dns.rdata.Rdata, ...], float]

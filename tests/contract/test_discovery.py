@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import cast
 
 import dns.flags
@@ -29,6 +30,7 @@ class LoopbackDns(asyncio.DatagramProtocol):
         self.records: dict[tuple[str, str], list[str]] = {}
         self.ttl_s = 0
         self.rcode = dns.rcode.NOERROR
+        self.failing: set[str] = set()  # kinds that are answered with SERVFAIL
         self.silent = False
         self.asked: list[tuple[str, str]] = []
         self._transport: asyncio.DatagramTransport | None = None
@@ -57,6 +59,9 @@ class LoopbackDns(asyncio.DatagramProtocol):
         response = dns.message.make_response(query)
         response.flags |= dns.flags.RA
         response.set_rcode(self.rcode)
+        if kind in self.failing:
+            response.set_rcode(dns.rcode.SERVFAIL)
+            return response
         for alias in self.records.get((name, "CNAME"), []):
             response.answer.append(dns.rrset.from_text(name, self.ttl_s, "IN", "CNAME", alias))
             name = alias
@@ -208,6 +213,40 @@ async def test_a_server_that_fails_raises_and_says_which_name(
     assert raised.value.retryable
 
 
+@pytest.mark.parametrize("failing", ["A", "AAAA"])
+async def test_an_answer_to_one_family_counts_although_the_other_fails(
+    server: LoopbackDns, failing: str
+) -> None:
+    server.records = {(NAME, "A"): ["127.0.0.1"], (NAME, "AAAA"): ["::1"]}
+    server.failing = {failing}
+    watch = DnsDiscovery(NAME, PORT, nameserver=server.address, timeout_s=0.5).watch()
+    there = Address("::1" if failing == "A" else "127.0.0.1", PORT)
+    assert (await anext(watch)).endpoints == (there,)
+
+
+async def test_a_family_that_begins_to_fail_keeps_what_it_had(server: LoopbackDns) -> None:
+    server.records = {(NAME, "A"): ["127.0.0.1"], (NAME, "AAAA"): ["::1"]}
+    watch = DnsDiscovery(
+        NAME, PORT, refresh_min_s=0.01, nameserver=server.address, timeout_s=0.5
+    ).watch()
+    await anext(watch)
+    server.failing = {"AAAA"}
+    server.records = {(NAME, "A"): ["127.0.0.2"]}
+    assert (await anext(watch)).endpoints == (Address("127.0.0.2", PORT), Address("::1", PORT))
+    server.failing = set()
+    assert (await anext(watch)).endpoints == (Address("127.0.0.2", PORT),)
+
+
+async def test_an_empty_answer_to_one_family_is_not_enough_when_the_other_fails(
+    server: LoopbackDns,
+) -> None:
+    server.records = {(NAME, "AAAA"): ["::1"]}
+    server.failing = {"AAAA"}
+    watch = DnsDiscovery(NAME, PORT, nameserver=server.address, timeout_s=0.5).watch()
+    with pytest.raises(AdapterError, match="AAAA"):
+        await anext(watch)
+
+
 async def test_srv_records_of_the_lowest_priority_count(server: LoopbackDns) -> None:
     server.records = {
         (SRV_NAME, "SRV"): ["20 0 9002 b.example.", "10 0 9001 a.example.", "10 0 9003 c.example."],
@@ -241,19 +280,21 @@ def test_a_port_is_given_exactly_where_records_carry_none(name: str, port: int |
 
 
 async def test_a_provider_with_endpoints_is_discovered_from_them() -> None:
-    discovery = open_discovery(Provider("p", "s", endpoints=(Address("127.0.0.1", 9101),)))
+    discovery = open_discovery(Provider("p", "s", endpoints=(Address("127.0.0.1", 9101),)), Path())
     assert (await anext(discovery.watch())).endpoints == (Address("127.0.0.1", 9101),)
 
 
 async def test_a_provider_with_dns_is_discovered_by_its_options(server: LoopbackDns) -> None:
     server.records = {(NAME, "A"): ["127.0.0.1"]}
     options = {"name": NAME, "port": PORT, "refresh_min_s": 1.0, "nameserver": server.address}
-    discovery = open_discovery(Provider("p", "s", discovery=DiscoverySource("dns", options)))
+    discovery = open_discovery(
+        Provider("p", "s", discovery=DiscoverySource("dns", options)), Path()
+    )
     assert (await anext(discovery.watch())).endpoints == (Address("127.0.0.1", PORT),)
 
 
 def test_an_adapter_that_does_not_exist_is_refused() -> None:
     provider = Provider("p", "s", discovery=DiscoverySource("consul"))
     with pytest.raises(AdapterError, match="consul") as raised:
-        open_discovery(provider)
+        open_discovery(provider, Path())
     assert not raised.value.retryable

@@ -2,26 +2,25 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import structlog
 
 from adapters.discovery import open_discovery
+from xds_server.app.follow import follow
 from xds_server.errors import AdapterError
 from xds_server.model.ids import ProviderName
 from xds_server.model.topology import Address, DiscoverySource, Mesh, Provider
-from xds_server.ports import Clock, Discovery
+from xds_server.ports import Clock, Discovery, EndpointUpdate
 
 log = structlog.get_logger()
-
-BACK_OFF_S = (1.0, 30.0)
-"""First and longest wait before a lost source is watched again."""
 
 
 class Endpoints:
     """One watch per provider that is discovered; declared endpoints need none.
 
     What a source said last stays in force while it is lost. ``own`` are sources inside of
-    this process, by the adapter's name.
+    this process, by the adapter's name; files are relative to ``folder``.
     """
 
     def __init__(
@@ -29,8 +28,10 @@ class Endpoints:
         clock: Clock,
         changed: Callable[[], None],
         own: Mapping[str, Callable[[Provider], Discovery]] | None = None,
+        folder: Path = Path(),
     ) -> None:
         self._clock, self._changed, self._own = clock, changed, own or {}
+        self._folder = folder
         self._found: dict[ProviderName, tuple[Address, ...]] = {}
         self._watches: dict[ProviderName, tuple[DiscoverySource, asyncio.Task[None]]] = {}
         self._heard = asyncio.Event()
@@ -88,21 +89,16 @@ class Endpoints:
     def _open(self, provider: Provider) -> Discovery:
         if provider.discovery is not None and provider.discovery.adapter in self._own:
             return self._own[provider.discovery.adapter](provider)
-        return open_discovery(provider)
+        return open_discovery(provider, self._folder)
 
     async def _watch(self, provider: Provider) -> None:
-        wait_s = BACK_OFF_S[0]
-        while True:
-            try:
-                async for update in self._open(provider).watch():
-                    wait_s = BACK_OFF_S[0]
-                    self._take(provider.name, update.endpoints)
-            except AdapterError as error:
-                log.warning("discovery.lost", provider=provider.name, reason=str(error))
-                if not error.retryable:
-                    return
-            await self._clock.sleep_s(wait_s)
-            wait_s = min(2.0 * wait_s, BACK_OFF_S[1])
+        def take(update: EndpointUpdate) -> None:
+            self._take(provider.name, update.endpoints)
+
+        def lost(error: AdapterError) -> None:
+            log.warning("discovery.lost", provider=provider.name, reason=str(error))
+
+        await follow(self._clock, lambda: self._open(provider), take, lost)
 
     def _take(self, name: ProviderName, endpoints: tuple[Address, ...]) -> None:
         before = self._found.get(name)

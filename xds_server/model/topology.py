@@ -57,6 +57,32 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
+class PriceWindow:
+    """A time of day with a price of its own."""
+
+    when: str  # cron, UTC: when it begins
+    lasts_s: float
+    price: Price
+
+
+@dataclass(frozen=True, slots=True)
+class PriceSource:
+    """Which adapter knows a provider's price, with that adapter's own options."""
+
+    adapter: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """What responses cost from one region to another."""
+
+    origin: str  # the provider's region; ``*``: any other than the caller's
+    to: str  # the caller's region; ``*``: any other than the provider's
+    per_gib_usd: float
+
+
+@dataclass(frozen=True, slots=True)
 class Capacity:
     """What one endpoint is believed to carry until it has been observed."""
 
@@ -94,6 +120,7 @@ class Provider:
     capabilities: frozenset[str] = frozenset()
     capacity: Capacity = Capacity()
     price: Price = Price()
+    price_source: PriceSource | None = None  # what it says counts before ``price``
     scale: Scale | None = None
     standby: bool = False
     baseline_weight: int = 1
@@ -194,6 +221,7 @@ class Mesh:
     server: ServerSettings
     history: HistorySettings | None = None
     resources: tuple[ResourceSet, ...] = ()
+    egress: tuple[Egress, ...] = ()
 
     @property
     def providers(self) -> Mapping[ProviderName, Provider]:
