@@ -32,7 +32,6 @@ from xds_server.app.plane import ControlPlane
 from xds_server.model.ids import RDS
 from xds_server.model.topology import XdsLimits
 from xds_server.observability import Metrics, configure_logging
-from xds_server.protocol.events import Acked, Event
 from xds_server.protocol.framing import delta_response
 from xds_server.resources.versions import make_resource
 from xds_server.wire.ads import DiscoveryServices
@@ -71,23 +70,26 @@ class Acks:
 
 
 class Counting(Recorder):
-    """The real one, and a count."""
+    """The real one, and a count that costs what the echo's costs."""
 
     def __init__(self, metrics: Metrics, acks: Acks) -> None:
         super().__init__(metrics)
-        self._acks = acks
         self.reasons: list[str] = []
-
-    def received(self, stream: Stream, event: Event) -> None:
-        """As ever."""
-        super().received(stream, event)
-        if type(event) is Acked:
-            self._acks.count()
+        for series in self._of.values():
+            series.ack = _then(series.ack, acks.count)
 
     def closed(self, stream: Stream, reason: str) -> None:
         """As ever."""
         super().closed(stream, reason)
         self.reasons.append(reason)
+
+
+def _then(first: Callable[[float], None], second: Callable[[], None]) -> Callable[[float], None]:
+    def both(amount: float) -> None:
+        first(amount)
+        second()
+
+    return both
 
 
 class Ours:

@@ -31,7 +31,7 @@ class NodeHandle:
         self.masked: frozenset[ProviderName] = frozenset()  # in force in the snapshot
         self.kind = 0  # the same for nodes that differ in nothing that a snapshot depends on
         self._snapshot = snapshot
-        self._wakeups: set[Wakeup] = set()
+        self._wakeups: tuple[Wakeup, ...] = ()  # one, as a rule
 
     def snapshot(self) -> Snapshot:
         """Return what the node should have now."""
@@ -39,11 +39,11 @@ class NodeHandle:
 
     def subscribe_wakeup(self, wakeup: Wakeup) -> None:
         """Set ``wakeup`` whenever the snapshot or ``heartbeat_seq`` changes."""
-        self._wakeups.add(wakeup)
+        self._wakeups = (*self._wakeups, wakeup)
 
     def unsubscribe_wakeup(self, wakeup: Wakeup) -> None:
         """Stop that."""
-        self._wakeups.discard(wakeup)
+        self._wakeups = tuple(w for w in self._wakeups if w is not wakeup)
 
     def show(self, snapshot: Snapshot) -> None:
         """Replace the snapshot; wakes streams if anything in it differs."""

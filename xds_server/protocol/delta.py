@@ -47,10 +47,14 @@ class DeltaStream(StreamMachine):
         Raises RemoteProtocolError for a request without a type, or of another type than
         that of its stream.
         """
-        type_url = self._type_of(request.type_url)
-        if not served(type_url):
-            return [UnknownType(type_url)]
+        self._quiet = False
+        type_url = request.type_url
         state = self._types.get(type_url)
+        if state is None:
+            type_url = self._type_of(type_url)
+            if not served(type_url):
+                return [UnknownType(type_url)]
+            state = self._types.get(type_url)
         first = state is None
         if state is None:
             state = self._types[type_url] = TypeState(Subscription(type_url))

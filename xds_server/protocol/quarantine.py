@@ -30,14 +30,11 @@ class Quarantine:
 
     def __init__(self) -> None:
         self._refusals: dict[tuple[TypeUrl, ResourceName], Refusal] = {}
+        self.refusals: Mapping[tuple[TypeUrl, ResourceName], Refusal] = self._refusals
+        """All of them, the oldest first."""
 
     def __len__(self) -> int:
         return len(self._refusals)
-
-    @property
-    def refusals(self) -> Mapping[tuple[TypeUrl, ResourceName], Refusal]:
-        """All of them, the oldest first."""
-        return self._refusals
 
     def add(self, resource: Resource, error: str, good: Resource | None) -> None:
         """Keep ``resource`` from the node until its content changes."""

@@ -25,6 +25,7 @@ class SotwStream(StreamMachine):
         Raises RemoteProtocolError for a request without a type, or of another type than
         that of its stream.
         """
+        self._quiet = False
         type_url = self._type_of(request.type_url)
         if not served(type_url):
             return [UnknownType(type_url)]

@@ -122,7 +122,7 @@ class StreamMachine(Holds):
         """
         types, gate = self._types, self._gate
         cds = types.get(CDS)
-        if not gate.open or (cds is not None and cds.in_flight):
+        if (cds is not None and cds.in_flight) or not gate.open:
             return None
         part_of = snapshot.types.get
         behind = None
@@ -141,19 +141,38 @@ class StreamMachine(Holds):
             or gate.endpoints_due
             or (cds is not None and cds.partial)
             or VHDS in types
-            or self._quarantine
+            or self._quarantine.refusals
         ):
             self._quiet = False
             return None
         part = part_of(behind.subscription.type_url, EMPTY)
-        picked = behind.subscription.pick(part)
-        update = self._missing(behind, Target(picked, NONE, NONE, part.aliases))
+        update = self._missing_of_named(behind, part)
+        if update is None:
+            picked = behind.subscription.pick(part)
+            update = self._missing(behind, Target(picked, NONE, NONE, part.aliases))
         responses = self._send(behind, part, update, now_s) if update else []
         if behind.partial:
             self._quiet = False
         else:
             behind.settled = part
         return responses
+
+    def _missing_of_named(self, state: TypeState, part: TypeSnapshot) -> Update | None:
+        """Compare for a client that has all that it names, no more, and gets other content.
+
+        None when it is not so.
+        """
+        names, sent, have = state.subscription.ordered, state.sent, part.resources
+        if state.subscription.wildcard or state.asked or part.aliases or len(names) != len(sent):
+            return None
+        changed = []
+        for name in names:
+            before, now = sent.get(name), have.get(name)
+            if before is None or now is None:
+                return None
+            if before.version != now.version:
+                changed.append(now)
+        return Update(tuple(changed), (), state.owed)
 
     def heartbeat(self, snapshot: Snapshot, now_s: float) -> list[Response]:
         """Return responses that extend the TTL of what the client has and may keep."""
@@ -198,7 +217,6 @@ class StreamMachine(Holds):
 
     def _type_of(self, type_url: TypeUrl) -> TypeUrl:
         """Return the type that is meant. Raises RemoteProtocolError."""
-        self._quiet = False
         if self._only is None:
             if not type_url:
                 raise RemoteProtocolError("a request on an aggregated stream needs a type_url")
@@ -231,8 +249,9 @@ class StreamMachine(Holds):
                 if r.name in state.sent:
                     state.acked[r.name] = r.version
                     state.good[r.name] = r
-                    state.refused.discard(r.name)
-            if len(self._quarantine):
+            if state.refused:
+                state.refused.difference_update([r.name for r in flight.resources])
+            if self._quarantine.refusals:
                 for r in flight.resources:
                     self._quarantine.accepted(type_url, r.name, r.version)
             if type_url == EDS:
@@ -385,8 +404,10 @@ class StreamMachine(Holds):
             self._clusters_sent(state, update)
         for resource in resources:
             state.sent[resource.name] = Sent(resource.version, resource)
-            state.missing_told.discard(resource.name)
-            state.asked.discard(resource.name)
+        if state.missing_told or state.asked:
+            sent = [r.name for r in resources]
+            state.missing_told.difference_update(sent)
+            state.asked.difference_update(sent)
         for name in update.removed:
             state.forget(name)
             state.asked.discard(name)

@@ -24,7 +24,7 @@ class Subscription:
     wildcard: bool = False
     names: set[ResourceName] = field(default_factory=set)
     _named: bool = False  # a name or "*" was sent on this stream
-    _ordered: tuple[ResourceName, ...] = ()
+    ordered: tuple[ResourceName, ...] = ()  # the names, sorted
 
     def replace(self, names: Iterable[ResourceName]) -> set[ResourceName]:
         """SotW: the request's list is the subscription. Returns the names that are new."""
@@ -72,9 +72,9 @@ class Subscription:
             }
         have = part.resources
         if part.aliases:
-            own = sorted({part.aliases.get(n, n) for n in self._ordered})
+            own = sorted({part.aliases.get(n, n) for n in self.ordered})
             return {name: have[name] for name in own if name in have}
-        return {name: have[name] for name in self._ordered if name in have}
+        return {name: have[name] for name in self.ordered if name in have}
 
     def covers(self, name: ResourceName) -> bool:
         """Whether that name is asked for."""
@@ -89,4 +89,4 @@ class Subscription:
         if names != self.names:
             self.names = names
             # Responses are to be the same in every process, which a set's order is not.
-            self._ordered = tuple(sorted(names))
+            self.ordered = tuple(sorted(names))

@@ -26,6 +26,7 @@ from xds_server.wire.identity import Identity, read_identity
 from xds_server.wire.pump import (
     Decode,
     Observer,
+    Round,
     Source,
     Stream,
     StreamRefusedError,
@@ -96,6 +97,7 @@ class DiscoveryServices:
         self._gate = Gate(admission, observer, rng or np.random.default_rng())
         self._ids = count(1)
         self._streams: dict[int, Stream] = {}
+        self._round = Round()
         self._identities: dict[int, Identity] = {}
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -184,6 +186,7 @@ class DiscoveryServices:
             permit=self._permit,
             announced=self._announced,
             tape=self._tape,
+            round_=self._round,
         )
         self._streams[stream_id] = stream
         loop = asyncio.get_running_loop()

@@ -1,12 +1,12 @@
 """One stream: bytes in, bytes out, and the state machine between them.
 
-Two tasks share the machine: the reader applies each request as it comes, and a writer exists
-while there is something to send. Requests never wait for pushes. Nothing queues: what is to be
-sent is the difference between what the client has and the newest snapshot, so any number of
-changes while a client is slow become one response, and one response at a time is handed to the
-transport. A client that does not read is ended, not waited for.
+Two tasks share the machine: the reader applies each request as it comes, the writer sends what
+``poll`` says. Requests never wait for pushes. Nothing queues: what is to be sent is the
+difference between what the client has and the newest snapshot, so any number of changes while a
+client is slow become one response, and one response at a time is handed to the transport. A
+client that does not read is ended, not waited for.
 
-What is done once per push and ACK is kept short: no timer, no task that waits, no log call.
+What happens at every push and ACK is kept short: no task, timer, callback or log call of its own.
 """
 
 import asyncio
@@ -138,6 +138,27 @@ class Tape(Protocol):
         ...
 
 
+class Round:
+    """Streams that are to look soon, in one callback of the loop for all of them.
+
+    Bounded by the open streams: each is in it once at most.
+    """
+
+    def __init__(self) -> None:
+        self._streams: list[Stream] = []
+
+    def join(self, stream: "Stream", loop: asyncio.AbstractEventLoop) -> None:
+        """Let a stream look."""
+        if not self._streams:
+            loop.call_soon(self._run)
+        self._streams.append(stream)
+
+    def _run(self) -> None:
+        streams, self._streams = self._streams, []
+        for stream in streams:
+            stream.wake()
+
+
 class StreamStalledError(Exception):
     """The client did not read for too long."""
 
@@ -156,7 +177,6 @@ class Stream:
     __slots__ = (
         "_again",
         "_announced",
-        "_clock",
         "_done",
         "_ended",
         "_flagged",
@@ -164,10 +184,14 @@ class Stream:
         "_heartbeats_seen",
         "_loop",
         "_machine",
+        "_now_s",
         "_observer",
         "_outcome",
         "_permit",
+        "_responses",
+        "_round",
         "_scheduled",
+        "_sleeping",
         "_source",
         "_stall_timer",
         "_stalled",
@@ -175,7 +199,7 @@ class Stream:
         "_timer",
         "_write",
         "_write_timeout_s",
-        "_writer",
+        "_writing",
         "_writing_since_s",
         "node",
         "only",
@@ -198,13 +222,14 @@ class Stream:
         permit: Callable[["Stream", Node], None] = lambda *_: None,
         announced: Callable[["Stream"], None] = lambda _: None,
         tape: Tape | None = None,
+        round_: Round | None = None,
     ) -> None:
         self.stream_id = stream_id
         self.protocol, self.only = protocol, only
         self.opened_at_s = clock.now_s()
         self.node: Node | None = None
         self._machine, self._source, self._observer = machine, source, observer
-        self._clock, self._write_timeout_s = clock, write_timeout_s
+        self._now_s, self._write_timeout_s = clock.now_s, write_timeout_s
         self._permit, self._announced, self._tape = permit, announced, tape
         self._handle: Any = None  # of the source's own kind; None before the first request
         self._heartbeats_seen = 0
@@ -214,12 +239,15 @@ class Stream:
         self._outcome: tuple[str, Exception | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
-        self._writer: asyncio.Task[None] | None = None
+        self._round = round_ or Round()
+        self._responses: list[Response] = []  # for the writer, which does not run yet
+        self._sleeping: asyncio.Future[None] | None = None  # the writer, while there are none
+        self._writing = False
         self._writing_since_s = 0.0
 
     def progress(self) -> Mapping[str, Progress]:
         """How far the client is, by type URL."""
-        return {p.type_url: p for p in self._machine.progress(self._clock.now_s())}
+        return {p.type_url: p for p in self._machine.progress(self._now_s())}
 
     def resources(self) -> tuple[ResourceState, ...]:
         """What the client has of everything that it was told."""
@@ -259,14 +287,16 @@ class Stream:
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._write = write
-        reader = self._loop.create_task(self._read(read, decode))
+        tasks = [
+            self._loop.create_task(self._read(read, decode)),
+            self._loop.create_task(self._write_what_is_due()),
+        ]
         try:
             await self._done
         except asyncio.CancelledError:
             self._outcome = ("client", None)
             raise
         finally:
-            tasks = [task for task in (reader, self._writer) if task is not None]
             for task in tasks:
                 task.cancel()
             try:
@@ -286,11 +316,11 @@ class Stream:
                     self._announce(node_message)
                 elif node_message is not None:
                     self._recognise(node_message)
-                now_s = self._clock.now_s()
+                now_s = self._now_s()
                 if self._tape is not None:
                     self._tape.received(self, body, now_s)
                 self._apply(request, now_s)
-                self._look()
+                self._look(now_s)
         except RemoteProtocolError as error:
             self._finish("protocol", error)
         except Exception as error:  # noqa: BLE001 - ``run`` raises it
@@ -369,38 +399,42 @@ class Stream:
         """Look soon what is due: what the source calls after changes, however many."""
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._wake)
+            self._round.join(self, self._loop)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Look now: what the round calls."""
         self._scheduled = False
-        self._look()
+        self._look(self._now_s())
 
-    def _look(self) -> None:
+    def _look(self, now_s: float) -> None:
         """Send what is due now; while something is being sent, afterwards."""
-        if self._writer is not None:
+        if self._writing:
             self._again = True
             return
         if self._outcome is not None or self._stalled:
             return
         try:
-            responses = self._due()
+            responses = self._due(now_s)
         except Exception as error:  # noqa: BLE001 - ``run`` raises it
             self._finish("error", error)
             return
         if responses:
-            self._again = False
-            self._writer = self._loop.create_task(self._send(responses))
+            self._again, self._writing, self._responses = False, True, responses
+            if self._sleeping is not None:
+                self._sleeping.set_result(None)
+                self._sleeping = None
         elif self._ended:
             self._finish("drained")
 
-    def _due(self) -> list[Response]:
-        if self._handle is None:
+    def _due(self, now_s: float) -> list[Response]:
+        handle = self._handle
+        if handle is None:
             return []
-        now_s, snapshot = self._clock.now_s(), self._handle.snapshot()
+        snapshot = handle.snapshot()
         responses = self._machine.poll(snapshot, now_s)
-        heartbeat = self._handle.heartbeat_seq != self._heartbeats_seen
+        heartbeat = handle.heartbeat_seq != self._heartbeats_seen
         if heartbeat:
-            self._heartbeats_seen = self._handle.heartbeat_seq
+            self._heartbeats_seen = handle.heartbeat_seq
             responses += self._machine.heartbeat(snapshot, now_s)
         if self._tape is not None:
             self._tape.polled(self, snapshot, now_s, heartbeat, responses)
@@ -423,35 +457,39 @@ class Stream:
 
     def _time_is_up(self) -> None:
         self._timer = None
-        self._look()
+        self._look(self._now_s())
 
-    async def _send(self, responses: list[Response]) -> None:
-        """Write these, and what has become due when they are written."""
+    async def _write_what_is_due(self) -> None:
+        """Write when there is something, and then what has become due meanwhile."""
         try:
-            while responses:
-                for response in responses:
+            while True:
+                if not self._responses:
+                    self._writing = False
+                    self._settle()
+                    self._sleeping = self._loop.create_future()
+                    await self._sleeping
+                for response in self._responses:
                     self._writing_since_s = self._loop.time()
                     if self._stall_timer is None:
                         self._watch_writing(self._write_timeout_s)
                     await self._write(response.payload)
                     if self._stalled:
-                        break
+                        self._resolve("stalled", StreamStalledError())
+                        return
                     self._sent(response)
-                if self._stalled or self._outcome is not None or not self._again:
-                    break
+                more = self._again and self._outcome is None
                 self._again = False
-                responses = self._due()
+                self._responses = self._due(self._now_s()) if more else []
         except Exception as error:  # noqa: BLE001 - ``run`` raises it
-            self._writer = None
+            self._writing = False
             self._finish("client" if isinstance(error, BaseError) else "error", error)
-        else:
-            self._writer = None
-            if self._stalled:
-                self._resolve("stalled", StreamStalledError())
-            elif self._outcome is not None:
-                self._resolve(*self._outcome)
-            elif self._ended:
-                self._finish("drained")
+
+    def _settle(self) -> None:
+        """End what was to end once this was written."""
+        if self._outcome is not None:
+            self._resolve(*self._outcome)
+        elif self._ended:
+            self._finish("drained")
 
     def _sent(self, response: Response) -> None:
         self._observer.sent(self, response)
@@ -466,7 +504,7 @@ class Stream:
     def _still_writing(self) -> None:
         """One timer for all writes: if it goes off in time, it is set again."""
         self._stall_timer = None
-        if self._writer is None:
+        if not self._writing:
             return
         left_s = self._writing_since_s + self._write_timeout_s - self._loop.time()
         if left_s > 0.001:
@@ -482,7 +520,7 @@ class Stream:
         """End the stream, after the write that is under way: gRPC takes one thing at a time."""
         if self._outcome is None:
             self._outcome = (reason, error)
-        if self._writer is None:
+        if not self._writing:
             self._resolve(*self._outcome)
 
     def _resolve(self, reason: str, error: Exception | None) -> None:

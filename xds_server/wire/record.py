@@ -17,11 +17,11 @@ class _OfType:
     __slots__ = ("ack", "ack_latency", "push", "push_bytes", "request")
 
     def __init__(self, m: Metrics, kind: str) -> None:
-        self.request = m.requests_total.labels(kind).inc
-        self.ack = m.acks_total.labels(kind).inc
-        self.ack_latency = m.ack_latency_seconds.labels(kind).observe
-        self.push = m.responses_total.labels(kind, "push").inc
-        self.push_bytes = m.push_bytes_total.labels(kind).inc
+        self.request = m.requests_total.labels(kind).adder()
+        self.ack = m.acks_total.labels(kind).adder()
+        self.ack_latency = m.ack_latency_seconds.labels(kind).adder()
+        self.push = m.responses_total.labels(kind, "push").adder()
+        self.push_bytes = m.push_bytes_total.labels(kind).adder()
 
 
 class Recorder:
@@ -46,25 +46,27 @@ class Recorder:
     def received(self, stream: Stream, event: Event) -> None:
         """A request meant this."""
         m = self._metrics
+        if type(event) is Acked:
+            series = self._of[event.type_url]
+            series.request(1)
+            series.ack(1)
+            series.ack_latency(event.latency_s)
+            return
         if isinstance(event, UnknownType):
             m.unknown_types_total.inc()
             return
         series = self._of[event.type_url]
         match event:
-            case Acked(latency_s=latency_s):
-                series.request()
-                series.ack()
-                series.ack_latency(latency_s)
             case Quarantined():
                 m.quarantined_total.labels(SHORT[event.type_url]).inc()
             case Nacked():
-                series.request()
+                series.request(1)
                 m.nacks_total.labels(SHORT[event.type_url]).inc()
             case Stale():
-                series.request()
+                series.request(1)
                 m.stale_total.labels(SHORT[event.type_url]).inc()
             case _:
-                series.request()
+                series.request(1)
 
     def sent(self, stream: Stream, response: Response) -> None:
         """A response was handed to the transport."""
@@ -73,7 +75,7 @@ class Recorder:
             how = "heartbeat" if response.heartbeat else "unwedge"
             self._metrics.responses_total.labels(SHORT[response.type_url], how).inc()
         else:
-            series.push()
+            series.push(1)
         series.push_bytes(len(response.payload))
 
     def closed(self, stream: Stream, reason: str) -> None:
