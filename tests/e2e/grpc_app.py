@@ -69,8 +69,8 @@ class Caller:
         self,
         bootstrap: dict[str, Any],
         folder: Path,
-        target: str = "xds:///shop.search",
         *,
+        targets: tuple[str, ...] = ("xds:///shop.search",),
         workers: int = 2,
         gap_s: float = 0.004,
         timeout_s: float | None = 10.0,
@@ -81,7 +81,7 @@ class Caller:
         self._environment = {**os.environ, "GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(bootstrap)}
         self._settings = json.dumps(
             {
-                "target": target,
+                "targets": targets,
                 "workers": workers,
                 "gap_s": gap_s,
                 "timeout_s": timeout_s,

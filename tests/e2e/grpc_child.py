@@ -29,15 +29,18 @@ async def call(channel: grpc.aio.Channel, gap_s: float, timeout_s: float | None)
 
 async def main(settings: dict[str, Any]) -> None:
     """Call until stdin ends."""
-    async with grpc.aio.insecure_channel(settings["target"]) as channel:
-        calls = [
-            asyncio.create_task(call(channel, settings["gap_s"], settings["timeout_s"]))
-            for _ in range(settings["workers"])
-        ]
-        await asyncio.to_thread(sys.stdin.read)
-        for task in calls:
-            task.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
+    channels = [grpc.aio.insecure_channel(target) for target in settings["targets"]]
+    calls = [
+        asyncio.create_task(call(channel, settings["gap_s"], settings["timeout_s"]))
+        for channel in channels
+        for _ in range(settings["workers"])
+    ]
+    await asyncio.to_thread(sys.stdin.read)
+    for task in calls:
+        task.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    for channel in channels:
+        await channel.close()
 
 
 asyncio.run(main(json.loads(sys.argv[1])))

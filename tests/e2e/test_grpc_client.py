@@ -1,5 +1,10 @@
 """gRPC's own xDS client on our ADS: an application that calls without a sidecar."""
 
+import asyncio
+import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -9,15 +14,19 @@ from typing import Any
 
 import grpc
 import pytest
+import trustme
+from structlog.testing import capture_logs
 
 from tests.e2e.envoy import eventually, free_port
+from tests.e2e.fixed import build
 from tests.e2e.grpc_app import Caller, Provider, providing
 from tests.e2e.plane import GROUP, Recorder, WallClock, overlay, resources, shop
+from tests.e2e.test_serve import Plane as Served
 from xds_server.cache.publisher import Publisher
 from xds_server.model.ids import CDS, EDS, LDS, RDS
-from xds_server.model.snapshot import Snapshot
-from xds_server.model.template import Template
-from xds_server.model.topology import Address, Mesh
+from xds_server.model.snapshot import Resource, Snapshot
+from xds_server.model.template import Call
+from xds_server.model.topology import Address, Mesh, ServerSettings, TlsSettings
 from xds_server.protocol.events import Nacked
 from xds_server.protocol.messages import Response
 from xds_server.protocol.status import Standing
@@ -26,6 +35,7 @@ from xds_server.resources.grpc_bootstrap import render_grpc_bootstrap
 from xds_server.resources.versions import type_snapshot
 from xds_server.wire.ads import DiscoveryServices
 from xds_server.wire.hold import Hold
+from xds_server.wire.server import serving
 
 pytestmark = pytest.mark.e2e
 DRAIN_S = 1.0
@@ -83,8 +93,14 @@ class Plane:
 async def calling(tmp_path: Path) -> AsyncIterator[Calling]:
     started: list[Caller] = []
 
-    async def start(mesh: Mesh, *, cluster: str = "shop", **options: Any) -> Caller:
-        boot = render_grpc_bootstrap(mesh, "shop", "g1")
+    async def start(
+        mesh: Mesh,
+        *,
+        cluster: str = "shop",
+        settings: dict[str, str] | None = None,
+        **options: Any,
+    ) -> Caller:
+        boot = render_grpc_bootstrap(mesh, "shop", "g1", settings)
         boot["node"]["cluster"] = cluster
         started.append(Caller(boot, tmp_path, **options))
         return await started[-1].start()
@@ -207,7 +223,7 @@ async def test_case_27_a_service_that_goes_is_gone_and_comes_back(calling: Calli
         async with plane.serving() as ads:
             caller = await calling(plane.mesh, gap_s=0.02)
             await caller.split(20)
-            plane.reload(calls_nothing(plane.mesh))
+            plane.reload(with_calls(plane.mesh))
             await eventually("calls fail", lambda: caller.failures)
             assert codes(caller) == {"UNAVAILABLE"}
 
@@ -222,8 +238,8 @@ async def test_case_27_a_service_that_goes_is_gone_and_comes_back(calling: Calli
             assert plane.nacks == []
 
 
-def calls_nothing(mesh: Mesh) -> Mesh:
-    template = Template("web", (), mesh.templates["web"].profiles)
+def with_calls(mesh: Mesh, *calls: Call) -> Mesh:
+    template = replace(mesh.templates["web"], calls=calls)
     application = replace(mesh.applications["shop"], template=template)
     return replace(mesh, templates={"web": template}, applications={"shop": application})
 
@@ -273,7 +289,7 @@ async def test_case_15_an_unknown_name_is_unavailable_after_15_s_and_is_sent_whe
 ) -> None:
     async with providing("a") as up:
         plane = Plane(ports(up))
-        plane.reload(calls_nothing(plane.mesh))
+        plane.reload(with_calls(plane.mesh))
         async with plane.serving():
             # No answer to LDS could be faster: a client takes none to mean that a name is new.
             caller = await calling(plane.mesh, timeout_s=None, gap_s=0.05)
@@ -313,6 +329,117 @@ async def test_case_19_and_20_it_goes_on_with_a_cluster_whose_successor_it_refus
             assert "LB policy is not supported" in plane.nacks[0].error
             assert (await caller.split(50)).keys() == {"a", "b"}
             assert caller.failures == []
+
+
+async def test_case_09_a_response_above_4_mib_never_arrives_and_calls_go_on(
+    calling: Calling,
+) -> None:
+    async with providing("a", "b") as up:
+        plane = Plane(ports(up, "a"))
+        async with plane.serving():
+            caller = await calling(plane.mesh)
+            await caller.split(20)
+            handle = plane.publisher.nodes["g1"]
+            types = dict(handle.snapshot().types)
+            with capture_logs() as logs:
+                handle.show(Snapshot({**types, EDS: type_snapshot((padded("a", 5 * 2**20),))}))
+                await eventually("it drops the stream", lambda: plane.seen.reasons)
+            assert [e["type_url"] for e in logs if e["event"] == "xds.large_response"] == [EDS]
+            await caller.split(50)
+            plane.reload(plane.shop({"a": up["b"].port}))
+            await caller.serves("b")
+            assert caller.failures == plane.nacks == []
+
+
+def padded(name: str, size_bytes: int) -> Resource:
+    body = {"cluster_name": name, "named_endpoints": {"x" * size_bytes: {}}}
+    return build(EDS, body)
+
+
+async def test_two_targets_of_one_process_are_two_streams_of_one_node(calling: Calling) -> None:
+    async with providing("a") as up:
+        plane = Plane(ports(up))
+        template = plane.mesh.templates["web"]
+        two = (template.calls[0], replace(template.calls[0], service="pay"))
+        search = plane.mesh.services["search"]
+        payers = tuple(replace(p, name="p", service="pay") for p in search.providers)
+        pay = replace(search, name="pay", providers=payers)
+        plane.reload(with_calls(replace(plane.mesh, services={"search": search, "pay": pay}), *two))
+        with capture_logs() as logs:
+            async with plane.serving() as ads:
+                caller = await calling(
+                    plane.mesh, targets=("xds:///shop.search", "xds:///shop.pay")
+                )
+                await caller.split(50)
+                await eventually("both ask", lambda: len(ads.streams) == 2)
+                assert set(plane.publisher.nodes) == {"g1"}
+                assert caller.failures == plane.nacks == []
+        assert not [e for e in logs if e["event"] == "xds.node_twice"]
+
+
+async def test_who_has_a_certificate_is_served_and_who_has_none_is_not(
+    tmp_path: Path, calling: Calling
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name, identity in (("plane", "127.0.0.1"), ("app", "g1")):
+        issued = authority.issue_cert(identity)
+        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+    mine, ca = str(tmp_path / "plane.pem"), str(tmp_path / "ca.pem")
+    tls = TlsSettings(mine, str(tmp_path / "plane.key"), ca, bind_node_id=True)
+    async with providing("a") as up:
+        plane = Plane(ports(up))
+        mesh = replace(plane.mesh, server=ServerSettings(xds=plane.mesh.server.xds, xds_tls=tls))
+        ads = DiscoveryServices(plane.publisher, plane.seen, WallClock(), bind_node_id=True)
+        own = {"tls.cert": str(tmp_path / "app.pem"), "tls.key": str(tmp_path / "app.key")}
+        async with serving(mesh.server, [ads.handler()]):
+            known = await calling(mesh, settings={"tls.ca": ca, **own})
+            assert await known.split(20) == {"a": 1.0}
+            unknown = await calling(mesh, settings={"tls.ca": ca}, gap_s=0.05)
+            await eventually("it is refused", lambda: unknown.failures)
+            assert codes(unknown) == {"UNAVAILABLE"}
+            assert known.failures == []
+
+
+async def test_the_whole_control_plane_is_killed_and_restarted_and_no_call_fails(
+    tmp_path: Path,
+) -> None:
+    async with providing("a", "b", "c") as up:
+        used = {name: free_port() for name in ("listen", "xds", "admin")}
+        served = Served(tmp_path, {**ports(up, "a", "b"), **used})
+        await served.start()
+        out = await asyncio.to_thread(
+            subprocess.run,
+            [
+                *(sys.executable, "-m", "xds_server", "bootstrap", "-c", served.path),
+                *("--application", "shop", "--node", "g1", "--for", "grpc"),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        caller = await Caller(json.loads(out.stdout), tmp_path).start()
+        try:
+            assert (await caller.split(200)).keys() == {"a", "b"}
+            for how in (signal.SIGKILL, signal.SIGTERM):
+                await served.end(how)
+                await caller.split(100)
+                await served.start()
+
+                async def back() -> bool:
+                    nodes = (await served.get("/v1/status"))["nodes"]
+                    return [n["node_id"] for n in nodes] == ["g1"]
+
+                await eventually("it is back", back, within_s=20.0)
+            served.write(b=up["c"].port)
+            await caller.serves("c")
+            (node,) = (await served.get("/v1/status"))["nodes"]
+            assert (node["protocol"], node["weights_via"]) == ("sotw", "rds")
+            assert sum(t["nacks"] for t in node["types"]) == 0
+            assert caller.failures == []
+        finally:
+            await caller.stop()
+            await served.end(signal.SIGTERM)
 
 
 async def test_an_endpoint_that_fails_is_ejected(calling: Calling) -> None:
