@@ -35,10 +35,12 @@ PAIRS: dict[str, tuple[Callable[..., StreamMachine], Callable[..., StreamMachine
 worlds = st.fixed_dictionaries(
     {kind: st.dictionaries(st.sampled_from(NAMES), st.sampled_from("12")) for kind in TYPES}
 )
+BOTH = st.fixed_dictionaries(dict.fromkeys(NAMES, st.sampled_from("123")))
 ROUTES = st.fixed_dictionaries({"a": st.sampled_from("123")}, optional={"b": st.just("1")})
 steps = st.one_of(
     st.tuples(st.just("change"), st.just("RDS"), ROUTES),  # the short way's own case
     st.tuples(st.just("change"), st.just("CDS"), ROUTES),
+    st.tuples(st.just("change"), st.just("LDS"), BOTH),
     st.tuples(st.just("show"), worlds),
     st.tuples(
         st.just("change"),
@@ -124,7 +126,9 @@ class Conversation:
 
 @pytest.mark.parametrize("protocol", PAIRS)
 @given(
-    first=st.sampled_from([("CDS", "EDS", "LDS", "RDS"), ("RDS", "RTDS"), ("RDS", "VHDS")]),
+    first=st.sampled_from(
+        [("CDS", "EDS", "LDS", "RDS"), ("RDS", "RTDS"), ("RDS", "VHDS"), ("LDS",)]
+    ),
     script=st.lists(steps, min_size=5, max_size=30),
     drain_s=st.sampled_from([0.0, 2.0]),
 )
@@ -134,7 +138,7 @@ def test_both_ways_say_the_same(
 ) -> None:
     conversation = Conversation(protocol, drain_s)
     for kind in first:
-        conversation.ask(kind, kind in ("CDS", "LDS", "VHDS"))
+        conversation.ask(kind, kind in ("CDS", "VHDS") or (kind == "LDS" and len(first) > 1))
         conversation.poll()
         while conversation.unanswered:
             conversation.answer(0, None)
@@ -142,3 +146,14 @@ def test_both_ways_say_the_same(
     for step, *arguments in script:
         getattr(conversation, step)(*arguments)
         conversation.poll()
+
+
+def test_named_listeners_of_a_sotw_client_are_all_sent_when_one_changes() -> None:
+    conversation = Conversation("sotw", 0.0)
+    conversation.show({**conversation.world, "LDS": {"a": "1", "b": "1"}})
+    conversation.ask("LDS", False)
+    conversation.poll()
+    conversation.answer(0, None)
+    conversation.change("LDS", {"a": "1", "b": "2"})
+    conversation.poll()
+    assert conversation.unanswered[-1].names == ("a", "b")

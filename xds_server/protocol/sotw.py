@@ -19,6 +19,8 @@ FULL_STATE: Final = frozenset({CDS, LDS, SRDS})
 class SotwStream(StreamMachine):
     """DiscoveryRequests in; events, and DiscoveryResponses as bytes, out."""
 
+    _whole = FULL_STATE
+
     def receive(self, request: SotwRequest, now_s: float) -> list[Event]:
         """Apply one request and say what it meant.
 

@@ -42,6 +42,9 @@ class StreamMachine(Holds):
     on its other streams.
     """
 
+    _whole: Set[TypeUrl] = NONE
+    """Types of which every response has everything."""
+
     def __init__(
         self,
         nonce_prefix: str = "",
@@ -162,8 +165,11 @@ class StreamMachine(Holds):
 
         None when it is not so.
         """
-        names, sent, have = state.subscription.ordered, state.sent, part.resources
-        if state.subscription.wildcard or state.asked or part.aliases or len(names) != len(sent):
+        subscription, sent, have = state.subscription, state.sent, part.resources
+        names = subscription.ordered
+        if subscription.wildcard or state.asked or part.aliases or len(names) != len(sent):
+            return None
+        if subscription.type_url in self._whole:
             return None
         changed = []
         for name in names:
