@@ -39,6 +39,7 @@ from xds_server.wire.server import serving
 
 pytestmark = pytest.mark.e2e
 DRAIN_S = 1.0
+HOST = "127.0.0.1"
 Front = Callable[[grpc.GenericRpcHandler], grpc.GenericRpcHandler]
 Calling = Callable[..., Awaitable[Caller]]
 
@@ -112,6 +113,15 @@ async def calling(tmp_path: Path) -> AsyncIterator[Calling]:
 
 def ports(up: dict[str, Provider], *names: str) -> dict[str, int]:
     return {n: up[n].port for n in names or up}
+
+
+def at(mesh: Mesh, *endpoints: int | str) -> Mesh:
+    """The same with these endpoints, ports or unix sockets, of its one provider."""
+    service = mesh.services["search"]
+    addresses = tuple(Address(e) if isinstance(e, str) else Address(HOST, e) for e in endpoints)
+    (provider,) = service.providers
+    service = replace(service, providers=(replace(provider, endpoints=addresses),))
+    return replace(mesh, services={"search": service})
 
 
 def codes(caller: Caller) -> set[str]:
@@ -195,23 +205,15 @@ async def test_case_12_endpoints_come_and_go_without_a_failed_call(calling: Call
     async with providing("a", "b", "c") as up:
         plane = Plane(ports(up, "a"))
 
-        def at(*names: str) -> Mesh:
-            """The one provider with these endpoints."""
-            service = plane.mesh.services["search"]
-            addresses = tuple(Address("127.0.0.1", up[n].port) for n in names)
-            providers = (replace(service.providers[0], endpoints=addresses),)
-            service = replace(service, providers=providers)
-            return replace(plane.mesh, services={"search": service})
-
         async with plane.serving():
             caller = await calling(plane.mesh)
             assert await caller.split(20) == {"a": 1.0}
             for names in (("a", "b"), ("b", "c"), ("c",), ("a", "b", "c")):
-                plane.reload(at(*names))
+                plane.reload(at(plane.mesh, *(up[n].port for n in names)))
                 await caller.serves(*names)
                 assert (await caller.split(30)).keys() == set(names)
             assert caller.failures == plane.nacks == []
-            plane.reload(at())
+            plane.reload(at(plane.mesh))
             await eventually("calls fail", lambda: caller.failures)
             assert codes(caller) == {"UNAVAILABLE"}
             assert plane.nacks == []
@@ -445,10 +447,7 @@ async def test_the_whole_control_plane_is_killed_and_restarted_and_no_call_fails
 async def test_an_endpoint_that_fails_is_ejected(calling: Calling) -> None:
     async with providing("a", "b") as up:
         plane = Plane({"a": up["a"].port})
-        service = plane.mesh.services["search"]
-        addresses = tuple(Address("127.0.0.1", p.port) for p in up.values())
-        service = replace(service, providers=(replace(service.providers[0], endpoints=addresses),))
-        plane.reload(replace(plane.mesh, services={"search": service}))
+        plane.reload(at(plane.mesh, *(p.port for p in up.values())))
         async with plane.serving():
             caller = await calling(plane.mesh)
             await caller.serves("a", "b")
@@ -459,6 +458,18 @@ async def test_an_endpoint_that_fails_is_ejected(calling: Calling) -> None:
                 return await caller.split(100) == {"a": 1.0} and len(caller.failures) == failed
 
             await eventually("all calls go to the other", ejected)
+
+
+async def test_an_idempotent_call_is_retried_on_another_endpoint(calling: Calling) -> None:
+    async with providing("a", "b") as up:
+        up["b"].status = grpc.StatusCode.UNAVAILABLE
+        plane = Plane({"a": up["a"].port}, retries=2)
+        plane.reload(at(plane.mesh, *(p.port for p in up.values())))
+        async with plane.serving():
+            caller = await calling(plane.mesh, workers=1)
+            assert await caller.split(50) == {"a": 1.0}
+            assert up["b"].calls > 0
+            assert caller.failures == plane.nacks == []
 
 
 async def test_a_call_lasts_as_long_as_the_application_lets_it(calling: Calling) -> None:
@@ -474,10 +485,7 @@ async def test_a_call_lasts_as_long_as_the_application_lets_it(calling: Calling)
 async def test_unix_sockets_among_the_endpoints_are_left_out(calling: Calling) -> None:
     async with providing("a") as up:
         plane = Plane(ports(up))
-        service = plane.mesh.services["search"]
-        addresses = (Address("unix:/nowhere.sock"), Address("127.0.0.1", up["a"].port))
-        service = replace(service, providers=(replace(service.providers[0], endpoints=addresses),))
-        plane.reload(replace(plane.mesh, services={"search": service}))
+        plane.reload(at(plane.mesh, "unix:/nowhere.sock", up["a"].port))
         async with plane.serving():
             caller = await calling(plane.mesh)
             assert await caller.split(50) == {"a": 1.0}

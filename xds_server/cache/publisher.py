@@ -50,8 +50,8 @@ log = structlog.get_logger()
 
 HEARTBEATS_PER_TTL = 3
 MASKED_MAX = 1024
-"""Combinations of group and masked providers that are kept encoded; beyond that all are
-forgotten, and encoded again when they are asked for."""
+"""Combinations of group and masked providers, and groups of gRPC clients, that are kept
+encoded; beyond that all are forgotten, and encoded again when they are asked for."""
 KINDS_MAX = 16_384
 """Kinds of nodes that are told apart at once; beyond that equal ones may count as different,
 which costs a snapshot each."""
