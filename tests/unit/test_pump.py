@@ -21,7 +21,8 @@ from xds_server.model.snapshot import Resource, Snapshot
 from xds_server.model.topology import XdsLimits
 from xds_server.protocol.messages import DeltaRequest
 from xds_server.resources.versions import type_snapshot
-from xds_server.wire.ads import AGGREGATED, DiscoveryServices, decode_delta, decode_sotw
+from xds_server.wire.ads import AGGREGATED, DiscoveryServices
+from xds_server.wire.requests import decode_delta, decode_sotw
 
 METHOD = f"/{AGGREGATED}/DeltaAggregatedResources"
 LARGE_BYTES = 200_000  # more than a stream's window and gRPC's write buffer together

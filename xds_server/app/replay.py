@@ -19,7 +19,7 @@ from xds_server.protocol.messages import Response
 from xds_server.protocol.quarantine import Quarantine
 from xds_server.protocol.sotw import SotwStream
 from xds_server.protocol.stream import StreamMachine
-from xds_server.wire.ads import decode_delta, decode_sotw
+from xds_server.wire.requests import decode_delta, decode_sotw
 from xds_server.wire.tape.calls import Settings
 from xds_server.wire.tape.format import Sent, load_refusals, sent
 from xds_server.wire.tape.reader import End, Entry, Got, Header, Library, Poll, Tape, tapes

@@ -9,7 +9,7 @@ from xds_server.model.ids import SHORT, ResourceName, TypeUrl
 from xds_server.model.snapshot import Resource, TypeSnapshot
 from xds_server.protocol import framing
 from xds_server.protocol.messages import DeltaRequest, SotwRequest
-from xds_server.wire.ads import decode_delta, decode_sotw
+from xds_server.wire.requests import decode_delta, decode_sotw
 from xds_server.wire.tape.format import Sent, frames
 from xds_server.wire.tape.reader import Entry, Got, Poll
 

@@ -9,8 +9,6 @@ from typing import Any, Final, TypeAlias
 import grpc
 import numpy as np
 import structlog
-from envoy.service.discovery.v3 import discovery_pb2
-from google.protobuf.message import DecodeError
 
 from xds_server.errors import RemoteProtocolError
 from xds_server.model.ids import CDS, ECDS, EDS, LDS, RDS, RTDS, SDS, SRDS, VHDS, TypeUrl
@@ -18,7 +16,6 @@ from xds_server.model.snapshot import Node
 from xds_server.model.topology import XdsLimits
 from xds_server.ports import Clock
 from xds_server.protocol.delta import DeltaStream
-from xds_server.protocol.messages import DeltaRequest, SotwRequest
 from xds_server.protocol.sotw import SotwStream
 from xds_server.protocol.stream import StreamMachine
 from xds_server.wire.admission import Admission, AdmissionRefusedError, Gate
@@ -33,6 +30,7 @@ from xds_server.wire.pump import (
     StreamStalledError,
     Tape,
 )
+from xds_server.wire.requests import decode_delta, decode_sotw
 
 log = structlog.get_logger()
 
@@ -248,56 +246,7 @@ class DiscoveryServices:
             log.warning("xds.node_twice", node_id=node.node_id, application=node.application)
 
 
-def decode_sotw(body: bytes) -> tuple[SotwRequest, Any]:
-    """Read a DiscoveryRequest. Raises RemoteProtocolError when it is none."""
-    message = discovery_pb2.DiscoveryRequest()
-    _parse(message, body)
-    request = SotwRequest(
-        type_url=message.type_url,
-        names=tuple(message.resource_names),
-        response_nonce=message.response_nonce,
-        version_info=message.version_info,
-        error=_error(message),
-    )
-    return request, message.node if message.HasField("node") else None
-
-
-ACK_EXTRA_BYTES: Final = 4
-"""Of a request that is nothing but two short texts: a tag and a length for each."""
-
-
-def decode_delta(body: bytes) -> tuple[DeltaRequest, Any]:
-    """Read a DeltaDiscoveryRequest. Raises RemoteProtocolError when it is none."""
-    message = discovery_pb2.DeltaDiscoveryRequest()
-    _parse(message, body)
-    type_url, nonce = message.type_url, message.response_nonce
-    if type_url and nonce and len(body) == len(type_url) + len(nonce) + ACK_EXTRA_BYTES:
-        return DeltaRequest(type_url=type_url, response_nonce=nonce), None
-    request = DeltaRequest(
-        type_url=message.type_url,
-        subscribe=tuple(message.resource_names_subscribe),
-        unsubscribe=tuple(message.resource_names_unsubscribe),
-        initial_versions=dict(message.initial_resource_versions),
-        response_nonce=message.response_nonce,
-        error=_error(message),
-    )
-    return request, message.node if message.HasField("node") else None
-
-
 _PROTOCOLS: Final[dict[str, tuple[type[StreamMachine], Decode]]] = {
     "sotw": (SotwStream, decode_sotw),
     "delta": (DeltaStream, decode_delta),
 }
-
-
-def _parse(message: Any, body: bytes) -> None:
-    try:
-        message.ParseFromString(body)
-    except DecodeError as error:
-        raise RemoteProtocolError(f"request does not parse: {error}") from None
-
-
-def _error(message: Any) -> str | None:
-    if not message.HasField("error_detail"):
-        return None
-    return message.error_detail.message or f"code {message.error_detail.code}"
