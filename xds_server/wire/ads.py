@@ -21,16 +21,13 @@ from xds_server.protocol.stream import StreamMachine
 from xds_server.wire.admission import Admission, AdmissionRefusedError, Gate
 from xds_server.wire.identity import Identity, read_identity
 from xds_server.wire.pump import (
-    Decode,
-    Observer,
     Round,
-    Source,
     Stream,
     StreamRefusedError,
     StreamStalledError,
-    Tape,
 )
 from xds_server.wire.requests import decode_delta, decode_sotw
+from xds_server.wire.seams import Decode, Observer, Source, Tape
 
 log = structlog.get_logger()
 

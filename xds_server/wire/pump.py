@@ -11,8 +11,8 @@ What happens at every push and ACK is kept short: no task, timer, callback or lo
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeAlias, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import structlog
 from grpc import StatusCode
@@ -20,122 +20,21 @@ from grpc.aio import EOF, BaseError
 
 from xds_server.errors import RemoteProtocolError
 from xds_server.model.ids import RTDS, TypeUrl
-from xds_server.model.snapshot import Node, Snapshot
-from xds_server.ports import Clock, Wakeup
+from xds_server.model.snapshot import Node
+from xds_server.ports import Clock
 from xds_server.protocol.events import Acked, Event, Nacked, Quarantined, Subscribed, UnknownType
-from xds_server.protocol.messages import DeltaRequest, Response, SotwRequest
+from xds_server.protocol.messages import Response
 from xds_server.protocol.quarantine import Quarantine
 from xds_server.protocol.status import Progress, ResourceState
 from xds_server.protocol.stream import StreamMachine
 from xds_server.wire.node import read_node
+from xds_server.wire.seams import Decode, Observer, Read, Request, Source, Tape, Write
 
 log = structlog.get_logger()
 _root = logging.getLogger()  # has the level that structlog filters by, and answers faster
 
-Request: TypeAlias = SotwRequest | DeltaRequest
-Decode: TypeAlias = Callable[[bytes], tuple[Request, Any]]
-"""Bytes to the request and its Node message, or None; raises RemoteProtocolError."""
-Read: TypeAlias = Callable[[], Awaitable[Any]]
-"""The next request's bytes; ``grpc.aio.EOF`` when there are no more."""
-Write: TypeAlias = Callable[[bytes], Any]
-"""Returns when the transport has taken the bytes."""
 LARGE_BYTES = 4 * 2**20
 """Clients built on gRPC's C-core cancel the stream at a larger response, without a word."""
-
-
-class Handle(Protocol):
-    """One stream as the cache knows it."""
-
-    heartbeat_seq: int
-    """Grows whenever TTLs are to be extended."""
-    quarantine: Quarantine
-    """What the node refused, on this stream or on another."""
-
-    def snapshot(self) -> Snapshot:
-        """Return what the node should have now."""
-        ...
-
-    def subscribe_wakeup(self, wakeup: Wakeup) -> None:
-        """Set ``wakeup`` whenever the snapshot or ``heartbeat_seq`` changes."""
-        ...
-
-    def unsubscribe_wakeup(self, wakeup: Wakeup) -> None:
-        """Stop that."""
-        ...
-
-
-H = TypeVar("H", bound=Handle)
-
-
-class Source(Protocol[H]):
-    """Where streams get their snapshots."""
-
-    def connect(self, node: Node) -> H:
-        """Register a stream of that node. Raises RemoteProtocolError to refuse it."""
-        ...
-
-    def disconnect(self, handle: H) -> None:
-        """Take back one ``connect``."""
-        ...
-
-    def uses_runtime(self, handle: H) -> None:
-        """Say that the stream subscribes to RTDS."""
-        ...
-
-
-class Observer(Protocol):
-    """Who counts."""
-
-    def waiting(self, streams: int) -> None:
-        """So many streams wait to be let in."""
-        ...
-
-    def refused(self, reason: str) -> None:
-        """A stream was refused before a node was known on it."""
-        ...
-
-    def opened(self, stream: "Stream") -> None:
-        """A node announced itself on a new stream."""
-        ...
-
-    def received(self, stream: "Stream", event: Event) -> None:
-        """A request meant this."""
-        ...
-
-    def sent(self, stream: "Stream", response: Response) -> None:
-        """A response was handed to the transport."""
-        ...
-
-    def closed(self, stream: "Stream", reason: str) -> None:
-        """The stream ended."""
-        ...
-
-
-class Tape(Protocol):
-    """Who keeps what happens on streams, in the order in which the state machine saw it."""
-
-    def opened(self, stream: "Stream", node: Node) -> None:
-        """The first request is about to be received."""
-        ...
-
-    def received(self, stream: "Stream", body: bytes, now_s: float) -> None:
-        """A request is about to be received; ``body`` as it came."""
-        ...
-
-    def polled(
-        self,
-        stream: "Stream",
-        snapshot: Snapshot,
-        now_s: float,
-        heartbeat: bool,
-        responses: list[Response],
-    ) -> None:
-        """What was due, and, in the end of ``responses``, heartbeats if it was time for them."""
-        ...
-
-    def closed(self, stream: "Stream", reason: str) -> None:
-        """The stream ended."""
-        ...
 
 
 class Round:
