@@ -7,6 +7,7 @@ from pathlib import Path
 import structlog
 
 from xds_server.app.endpoints import Endpoints
+from xds_server.app.prices import Prices, with_prices
 from xds_server.app.registered import (
     CallRecorder,
     LeaseRecorder,
@@ -42,6 +43,7 @@ from xds_server.registry.announcements import Announcements
 from xds_server.registry.leases import ADAPTER, Leases
 from xds_server.registry.registry import Registry
 from xds_server.registry.services import Directory, services_of
+from xds_server.registry.tariffs import Tariffs
 from xds_server.resources.mesh import MeshResources
 from xds_server.wire.ads import DiscoveryServices
 from xds_server.wire.client_status import ClientStatusService
@@ -89,12 +91,15 @@ class ControlPlane:
         self.leases.set_providers(mesh.providers)
         self.announcements = Announcements(clock, self.leases)
         own = {ADAPTER: self.announcements.discover}
-        self.endpoints = Endpoints(clock, self.endpoints_changed, own)
+        self.endpoints = Endpoints(clock, self.endpoints_changed, own, path.parent)
+        self.tariffs = Tariffs()
+        self.prices = Prices(clock, path.parent, self.tariffs, self._set_problem)
         self.registry = Registry(
             _services(mesh),
             slot_s=mesh.engine.tick_s,
             load_valid_s=_load_valid_s(mesh),
             leases=self.leases,
+            tariffs=self.tariffs,
         )
         resources = MeshResources(mesh, {})
         self.publisher = Publisher(mesh, resources)
@@ -199,6 +204,7 @@ class ControlPlane:
         )
         self.announcements.set_mesh(mesh)
         self.endpoints.set_mesh(mesh)
+        self.prices.set_mesh(mesh)
         self.endpoints_changed()
 
     def endpoints_changed(self) -> None:
@@ -206,8 +212,13 @@ class ControlPlane:
         found = self.endpoints.current
         resources = MeshResources(self.mesh, found)
         self.publisher.set_mesh(self.mesh, resources, self._clock.now_s())
-        self.engine.set_mesh(with_capacities(self.mesh, self.leases), found)
+        self._set_problem()
         self.announcements.wake()
+
+    def _set_problem(self) -> None:
+        """Tell the engine what there is, with what is said of it beside the configuration."""
+        mesh = with_prices(with_capacities(self.mesh, self.leases), self.tariffs)
+        self.engine.set_mesh(mesh, self.endpoints.current)
 
     # -- time ------------------------------------------------------------------------
 
@@ -353,7 +364,7 @@ class ControlPlane:
     def directory(self) -> Directory:
         """Return where endpoints are, now."""
         found = self.endpoints.current
-        return Directory(self.mesh, found, self.leases, self._clock.now_s())
+        return Directory(self.mesh, found, self.leases, self._clock.now_s(), self.tariffs)
 
     def services(self, name: str = "") -> tuple[ServiceView, ...]:
         """Return every service, or the one of that name. Raises KeyError."""

@@ -38,6 +38,7 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stopping, stop, hurry)
     plane.endpoints.set_mesh(mesh)
+    plane.prices.set_mesh(mesh)
     # Endpoints that announce themselves can do so only when we serve.
     await plane.endpoints.first(mesh, DISCOVERY_WITHIN_S, own=False)
     plane.endpoints_changed()
@@ -61,6 +62,7 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
         await asyncio.to_thread(plane.tape.close)
     await asyncio.to_thread(plane.history.stop)
     plane.endpoints.stop()
+    plane.prices.stop()
     log.info("server.stopped")
     return 0
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xds_server.config.checks import Findings, check_mesh
+from xds_server.config.checks_sources import check_sources
 from xds_server.config.checks_template import check_templates
 from xds_server.config.inert import inert_keys
 from xds_server.config.own.files import Look, Sources
@@ -34,6 +35,7 @@ def parse_mesh(text: str, path: str) -> Mesh:
     file, broken = validate(document, problems)
     findings = Findings(document, broken, problems)
     check_mesh(file, findings)
+    check_sources(file, findings)
     check_templates(file, findings)
     entries: list[Entry] = []
     if file.resources:  # Envoy's message classes take a while to import

@@ -17,7 +17,6 @@ from xds_server.errors import Problem
 from xds_server.model.history import RESOLUTION_S
 
 SCALERS: Final = ("process",)
-DISCOVERIES: Final = ("dns", "registry")
 HEARTBEATS_PER_TTL: Final = 3
 """Overlay renewals, one a tick, that may get lost before weights expire."""
 
@@ -81,7 +80,7 @@ def _related(one: KeyPath, other: KeyPath) -> bool:
 
 
 def check_mesh(mesh: MeshFile, findings: Findings) -> None:
-    """Check all but templates and applications."""
+    """Check all but templates, applications, and where endpoints and prices come from."""
     findings.label(("mesh",), "a mesh", mesh.mesh or "(empty)", underscore=True)
     for section in ("services", "templates", "applications"):
         if not getattr(mesh, section):
@@ -118,7 +117,6 @@ def _check_provider(at: KeyPath, provider: ProviderSection, findings: Findings) 
         findings.add(at, "has neither endpoints nor discovery", remedy, sources)
     if provider.endpoints is not None:
         _check_endpoints((*at, "endpoints"), provider, findings)
-    _check_discovery((*at, "discovery"), provider, findings)
     if provider.standby and provider.baseline_weight:
         message = "a standby provider takes no traffic until it substitutes for another"
         findings.add((*at, "baseline_weight"), message, "write 0, or remove `standby`")
@@ -148,36 +146,6 @@ def _check_endpoints(at: KeyPath, provider: ProviderSection, findings: Findings)
             message = f"is the same as entry {seen[key]}"
             findings.add((*at, i), message, "list each endpoint once")
         seen.setdefault(key, i)
-
-
-def _check_discovery(at: KeyPath, provider: ProviderSection, findings: Findings) -> None:
-    discovery = provider.discovery
-    if discovery is None:
-        return
-    if discovery.adapter == "static":
-        remedy = "write `endpoints: [...]` in place of `discovery`"
-        findings.add((*at, "adapter"), "static is what `endpoints` does", remedy)
-        return
-    if discovery.adapter not in DISCOVERIES:
-        message = f"no discovery adapter is named {discovery.adapter!r}"
-        findings.add((*at, "adapter"), message, f"write `{DISCOVERIES[0]}`, or use `endpoints`")
-        return
-    if discovery.adapter == "registry":
-        for key in findings.document.names(*map(str, at)):
-            if key in ("name", "port", "nameserver", "refresh_min_s"):
-                message = "endpoints of the registry announce themselves: nothing is looked up"
-                findings.add((*at, key), message, "remove it")
-        return
-    if discovery.name is None:
-        remedy = "write `name: search.example.com`"
-        findings.add(at, "has no name to look up", remedy, [(*at, "name")])
-        return
-    srv = discovery.name.startswith("_")
-    if srv and discovery.port is not None:
-        findings.add((*at, "port"), "SRV records carry the ports", "remove it")
-    if not srv and discovery.port is None:
-        remedy = "write `port: <port>`, or a name of SRV records, like `_http._tcp.example.com`"
-        findings.add(at, "has no port", remedy, [(*at, "port"), (*at, "name")])
 
 
 def _check_engine(engine: EngineSection, mesh: MeshFile, findings: Findings) -> None:

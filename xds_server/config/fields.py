@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
@@ -111,6 +112,21 @@ def _check_dns_name(value: str) -> str:
     return value
 
 
+def _check_url(value: str) -> str:
+    scheme, separator, rest = value.partition("://")
+    readable = value.isprintable() and " " not in value
+    try:
+        parsed = urlsplit(value)
+        host, port = parsed.hostname, parsed.port  # the port is read here, and may not be one
+    except ValueError:
+        host, port, readable = None, None, False
+    pipe = scheme.lower() == "unix" and rest.startswith("/")
+    if not readable or not separator or not (pipe or host) or port == 0:
+        remedy = "write it like `http://127.0.0.1:8500/search`"
+        raise wrong(f"{_shown(value)} is not a URL", remedy)
+    return value
+
+
 def _check_not_blank(value: str) -> str:
     if not value.strip() or value != value.strip() or not value.isprintable():
         remedy = "write a word, without spaces around it"
@@ -140,6 +156,7 @@ Duration = Annotated[float, PlainValidator(_parse_duration_s)]
 EndpointHost = Annotated[str, AfterValidator(_check_endpoint_host)]
 DnsName = Annotated[str, AfterValidator(_check_dns_name)]
 Word = Annotated[str, AfterValidator(_check_not_blank)]
+Url = Annotated[str, AfterValidator(_check_url)]
 
 Positive = Annotated[float, Field(gt=0.0, le=1e9)]
 NotNegative = Annotated[float, Field(ge=0.0, le=1e12)]

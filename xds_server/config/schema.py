@@ -7,12 +7,11 @@ Rules that need more than one key are in ``checks``.
 import types
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from pydantic.fields import FieldInfo
 
 from xds_server.config.fields import (
     Band,
-    DnsName,
     Duration,
     EndpointHost,
     IpAddress,
@@ -25,16 +24,10 @@ from xds_server.config.fields import (
     Word,
     check_metadata,
 )
+from xds_server.config.schema_sources import DiscoverySection, EgressSection, PriceSection
+from xds_server.config.section import Section, keys_of
 from xds_server.config.source import KeyPath
 from xds_server.model.topology import Address
-
-
-class Section(BaseModel):
-    """Strict: no unknown key, no text for a number, no true for 1, no NaN."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=False
-    )
 
 
 class EngineSection(Section):
@@ -71,16 +64,6 @@ class EndpointSection(Section):
     port: Port | None = Field(default=None, examples=[9101])
 
 
-class DiscoverySection(Section):
-    """Which adapter finds the endpoints, with that adapter's options."""
-
-    adapter: Word = Field(examples=["dns"])
-    name: DnsName | None = Field(default=None, examples=["search.example.com"])
-    port: Port | None = Field(default=None, examples=[9110])
-    refresh_min_s: Annotated[float, Field(ge=0.01, le=300.0)] = 1.0
-    nameserver: IpAddress | None = Field(default=None, examples=["127.0.0.1:53"])
-
-
 class CapacitySection(Section):
     """What one endpoint is believed to carry until it has been observed."""
 
@@ -88,14 +71,6 @@ class CapacitySection(Section):
     concurrency: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         default=None, examples=[8]
     )
-
-
-class PriceSection(Section):
-    """What a provider charges."""
-
-    per_million_requests_usd: NotNegative = 0.0
-    per_endpoint_hour_usd: NotNegative = 0.0
-    egress_per_gib_usd: NotNegative = 0.0
 
 
 class ScaleSection(Section):
@@ -302,6 +277,9 @@ class MeshFile(Section):
     resources: tuple[ResourcesSection, ...] = Field(
         default=(), examples=["[{path: ./envoy/extra.yaml}]"]
     )
+    egress: tuple[EgressSection, ...] = Field(
+        default=(), examples=["[{from: us-east-1, to: us-west-2, per_gib_usd: 0.02}]"]
+    )
     server: ServerSection = ServerSection()
     history: HistorySection | None = None
 
@@ -330,7 +308,7 @@ def is_mapping(at: KeyPath) -> bool:
 def field_at(at: KeyPath) -> FieldInfo | None:
     """Return the field that the last key of a path names."""
     section = section_at(at[:-1]) if at else None
-    return section.model_fields.get(str(at[-1])) if section is not None else None
+    return keys_of(section).get(str(at[-1])) if section is not None else None
 
 
 def schema_keys() -> dict[str, FieldInfo]:
@@ -340,7 +318,7 @@ def schema_keys() -> dict[str, FieldInfo]:
 
 def _walk(section: type[Section], at: tuple[str, ...]) -> list[tuple[str, FieldInfo]]:
     out: list[tuple[str, FieldInfo]] = []
-    for name, field in section.model_fields.items():
+    for name, field in keys_of(section).items():
         out.append((".".join((*at, name)), field))
         inner, path = _bare(field.annotation), (*at, name)
         while get_origin(inner) in (dict, tuple):
@@ -355,7 +333,7 @@ def _walk(section: type[Section], at: tuple[str, ...]) -> list[tuple[str, FieldI
 def _child(annotation: Any, key: str | int) -> Any:
     annotation = _bare(annotation)
     if _is_section(annotation):
-        field = annotation.model_fields.get(str(key))
+        field = keys_of(annotation).get(str(key))
         return field.annotation if field is not None else None
     if get_origin(annotation) is dict:
         return get_args(annotation)[1]

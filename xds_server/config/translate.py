@@ -1,18 +1,22 @@
 """The checked file as records of ``model``; nothing can fail here."""
 
-from dataclasses import fields
-from typing import Any
+from dataclasses import asdict, fields, replace
 
 from xds_server.config.schema import (
     BehaviourSection,
     CallSection,
-    DiscoverySection,
     EndpointSection,
     MeshFile,
     ProfileSection,
     ProviderSection,
     ServerSection,
     TemplateSection,
+)
+from xds_server.config.schema_sources import (
+    DISCOVERY_KEYS,
+    PRICE_KEYS,
+    DiscoverySection,
+    PriceSection,
 )
 from xds_server.model.ids import Locality
 from xds_server.model.template import (
@@ -29,11 +33,14 @@ from xds_server.model.topology import (
     Application,
     Capacity,
     DiscoverySource,
+    Egress,
     EngineSettings,
     HistorySettings,
     Mesh,
     Mode,
     Price,
+    PriceSource,
+    PriceWindow,
     Provider,
     Scale,
     ServerSettings,
@@ -69,6 +76,7 @@ def translate(file: MeshFile) -> Mesh:
         history=HistorySettings(history.path, dict(history.keep), history.max_bytes)
         if history
         else None,
+        egress=tuple(Egress(**cell.model_dump()) for cell in file.egress),
     )
 
 
@@ -83,7 +91,8 @@ def _provider(name: str, service: str, section: ProviderSection) -> Provider:
         discovery=_discovery(section.discovery) if section.discovery is not None else None,
         capabilities=frozenset(section.capabilities),
         capacity=Capacity(**section.capacity.model_dump()),
-        price=Price(**section.price.model_dump()),
+        price=_price(section.price),
+        price_source=_price_source(section.price),
         scale=Scale(**section.scale.model_dump()) if section.scale is not None else None,
         standby=section.standby,
         baseline_weight=default_weight if weight is None else weight,
@@ -95,12 +104,28 @@ def _endpoint(section: EndpointSection) -> Address:
 
 
 def _discovery(section: DiscoverySection) -> DiscoverySource:
-    options: dict[str, Any] = {"name": section.name, "refresh_min_s": section.refresh_min_s}
-    if section.port is not None:
-        options["port"] = section.port
-    if section.nameserver is not None:
-        options["nameserver"] = section.nameserver
-    return DiscoverySource(section.adapter, options)
+    said = {key: getattr(section, key) for key in DISCOVERY_KEYS[section.adapter]}
+    return DiscoverySource(section.adapter, {k: v for k, v in said.items() if v is not None})
+
+
+def _price(section: PriceSection) -> Price:
+    return Price(**section.model_dump(include={f.name for f in fields(Price)}))
+
+
+def _price_source(section: PriceSection) -> PriceSource | None:
+    source, declared = section.source, _price(section)
+    if source is not None:
+        keys = set(PRICE_KEYS[source.adapter])
+        return PriceSource(source.adapter, source.model_dump(include=keys, exclude_none=True))
+    windows = tuple(
+        PriceWindow(
+            w.when,
+            w.lasts_s,
+            replace(declared, **w.model_dump(include=set(asdict(declared)), exclude_none=True)),
+        )
+        for w in section.schedule
+    )
+    return PriceSource("schedule", {"windows": windows}) if windows else None
 
 
 def _template(name: str, section: TemplateSection) -> Template:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from xds_server.config.schema import WILDCARD, schema_keys, section_at
+from xds_server.config.section import keys_of
 from xds_server.config.source import KeyPath, Value
 
 _FACTORS: Final[dict[str, tuple[str, float]]] = {
@@ -50,7 +51,7 @@ def nearest(word: str, known: Iterable[str], limit: int = 1) -> list[str]:
 def guess(at: KeyPath, value: Value) -> Guess:
     """Say what the operator can have meant by the last key of ``at``."""
     section = section_at(at[:-1])
-    known = list(section.model_fields) if section is not None else []
+    known = list(keys_of(section)) if section is not None else []
     key = str(at[-1])
     by_unit = _same_but_unit(key, known)
     if by_unit is not None:

@@ -14,6 +14,8 @@ from xds_server.model.topology import Address, Mesh, Provider
 DEFAULT_CONCURRENCY = 8
 """Requests an endpoint is taken to serve at once until something says otherwise."""
 _GIB = float(2**30)
+_ANY = "*"
+_Cells = Mapping[tuple[str, str], float]  # dollars per GiB, by (from, to)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ def build_problem(
         [group_row[row.key.group] * len(providers) + provider_row[p.name] for _, row, p in flat],
         dtype=np.int64,
     )
+    cells = {(e.origin, e.to): e.per_gib_usd for e in mesh.egress}
     order = np.argsort(keys, kind="stable").astype(np.int64)
     declared = [mesh.providers[name] for name in providers]
     counts = np.array([float(len(endpoints.get(p.name, ()))) for p in declared])
@@ -73,7 +76,7 @@ def build_problem(
         excluded_because=reasons,
         baseline_shares=weights / np.maximum(total, 1e-12)[pairs.route],
         failure_ms=np.array([row.call.timeout_s * 1e3 for row in rows]),
-        egress_usd_per_byte=np.array([_egress(row, p) for _, row, p in flat]),
+        egress_usd_per_byte=np.array([_egress(row, p, cells) for _, row, p in flat]),
         declared_usd=np.array([p.price.per_million_requests_usd / 1e6 for p in declared]),
         servers=np.maximum(counts, 1.0) * concurrency,
         service_prior_s=np.where(known, concurrency / rate, np.nan),
@@ -112,10 +115,18 @@ def _exclusion(
     return ""
 
 
-def _egress(row: _Row, provider: Provider) -> float:
-    """Dollars per byte from the provider's region to the group's; free within a region."""
-    same = provider.locality.region == row.key.group.locality.region
-    return 0.0 if same else provider.price.egress_per_gib_usd / _GIB
+def _egress(row: _Row, provider: Provider, cells: _Cells) -> float:
+    """Dollars per byte from the provider's region to the group's.
+
+    The cell that names both regions counts, then those that name one, then the one for all,
+    then the provider's own price. Within a region all is free that no cell prices by name.
+    """
+    origin, to = provider.locality.region, row.key.group.locality.region
+    fitting = ((origin, to), (origin, _ANY), (_ANY, to), (_ANY, _ANY))
+    for cell in fitting[:1] if origin == to else fitting:
+        if cell in cells:
+            return cells[cell] / _GIB
+    return 0.0 if origin == to else provider.price.egress_per_gib_usd / _GIB
 
 
 def _profile_arrays(

@@ -19,7 +19,8 @@ class Reading:
     """One value, how old it is, and whose word it is.
 
     ``source`` is one of: sidecars (measured), provider (ORCA), lease (a registered endpoint's
-    heartbeat), engine (estimated), declared (mesh.yaml), derived, or "" where nobody knows.
+    heartbeat), the adapter of a price, engine (estimated), declared (mesh.yaml), derived, or ""
+    where nobody knows.
     """
 
     value: float | None

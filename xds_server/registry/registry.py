@@ -20,6 +20,7 @@ from xds_server.model.telemetry import (
 )
 from xds_server.registry.instances import InstanceSums, instance_sums
 from xds_server.registry.leases import Leases
+from xds_server.registry.tariffs import Tariffs
 from xds_server.registry.windows import PairWindows
 
 SLOTS = 16
@@ -58,9 +59,11 @@ class Registry:
         load_valid_s: float,
         max_pairs: int = MAX_PAIRS,
         leases: Leases | None = None,
+        tariffs: Tariffs | None = None,
     ) -> None:
         self._services = dict(services)
         self._leases = Leases() if leases is None else leases
+        self._tariffs = Tariffs() if tariffs is None else tariffs
         self._load_valid_s = load_valid_s
         self._windows = PairWindows(slot_s=slot_s, slots=SLOTS, max_pairs=max_pairs)
         self._nodes: dict[NodeId, Connected] = {}
@@ -174,7 +177,10 @@ class Registry:
         return self._windows.newest()
 
     def provider_load(self, now_s: float) -> ProviderLoad:
-        """What providers say: in ORCA, else in the heartbeats of their leases."""
+        """What providers say: in ORCA, else in the heartbeats of their leases.
+
+        A price that neither says is what its source of prices says, if it has one.
+        """
         load = self.orca_load(now_s)
         for j, name in enumerate(load.providers):
             busy = self._leases.utilisation_ratio(name)
@@ -186,6 +192,9 @@ class Registry:
             if price is not None and math.isnan(load.price_per_million_usd[j]):
                 load.price_per_million_usd[j] = price.value
                 load.age_s[j] = np.fmin(load.age_s[j], now_s - price.at_s)
+            tariff = self._tariffs.of(name)
+            if tariff is not None and math.isnan(load.price_per_million_usd[j]):
+                load.price_per_million_usd[j] = tariff.price.per_million_requests_usd
         return load
 
     def orca_load(self, now_s: float) -> ProviderLoad:

@@ -1,7 +1,7 @@
 """Services, providers, endpoints and instances with their runtime metadata, for people."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from xds_server.model.ids import Locality, NodeId, PhaseName, ProviderName, ServiceName
@@ -20,6 +20,7 @@ from xds_server.model.telemetry import InstanceSignals, PairWindow, ProviderLoad
 from xds_server.model.topology import Address, Mesh, Provider
 from xds_server.registry.leases import ADAPTER, Lease, Leases, Said
 from xds_server.registry.registry import SIGNAL_SLOTS, SLOTS, Registry
+from xds_server.registry.tariffs import Tariffs
 from xds_server.registry.traffic import by_node, by_provider, no_traffic, traffic
 
 DECLARED: Final = "declared"
@@ -45,6 +46,7 @@ class Directory:
     found: Mapping[ProviderName, tuple[Address, ...]]
     leases: Leases
     now_s: float
+    tariffs: Tariffs = field(default_factory=Tariffs)
 
     def endpoints(self, provider: Provider) -> tuple[EndpointStatus, ...]:
         """Return a provider's endpoints; none before its source has spoken."""
@@ -181,7 +183,18 @@ class _Words:
         if estimate.value is not None and declared.value is not None:
             same = abs(estimate.value - declared.value) <= 1e-9 * max(declared.value, 1.0)
             estimate = UNKNOWN if same else estimate
-        return _first(first, said, estimate, declared)
+        return _first(first, said, self._tariff(), estimate, declared)
+
+    def endpoint_hour_usd(self) -> float:
+        tariff = self.directory.tariffs.of(self.provider.name)
+        return (tariff or self.provider).price.per_endpoint_hour_usd
+
+    def _tariff(self) -> Reading:
+        tariff = self.directory.tariffs.of(self.provider.name)
+        if tariff is None:
+            return UNKNOWN
+        age_s = self.directory.now_s - tariff.at_s
+        return Reading(tariff.price.per_million_requests_usd, age_s, tariff.source)
 
     @property
     def _row(self) -> int:
@@ -206,7 +219,7 @@ def _provider(
 ) -> ProviderView:
     endpoints = directory.endpoints(provider)
     price = words.price()
-    hourly_usd = provider.price.per_endpoint_hour_usd * len(endpoints)
+    hourly_usd = words.endpoint_hour_usd() * len(endpoints)
     return ProviderView(
         provider=provider.name,
         locality=provider.locality,
