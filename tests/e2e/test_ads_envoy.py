@@ -80,7 +80,9 @@ async def test_a_node_without_runtime_gets_weights_in_its_routes(sidecar: Sideca
             assert not [e for e in seen.events if isinstance(e, Nacked)]
 
 
-async def test_case_73_and_74_weights_are_extended_while_renewed_and_then_end_by_themselves(sidecar: Sidecar) -> None:
+async def test_case_73_and_74_weights_are_extended_while_renewed_and_then_end_by_themselves(
+    sidecar: Sidecar,
+) -> None:
     async with serving("a", "b") as up:
         listen, xds = free_port(), free_port()
         ports = {n: u.port for n, u in up.items()}

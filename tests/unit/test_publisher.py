@@ -103,7 +103,9 @@ async def test_only_the_nodes_that_a_change_concerns_are_woken() -> None:
         ({"a": 1.5, "b": 1}, "not an integer"),
     ],
 )
-def test_case_68_and_69_weights_that_envoy_would_fail_on_change_nothing(weights: dict[str, int], why: str) -> None:
+def test_case_68_and_69_weights_that_envoy_would_fail_on_change_nothing(
+    weights: dict[str, int], why: str
+) -> None:
     made = connected()
     made.publish(overlay(a=1, b=1), 0.0)
     before = versions(made)
