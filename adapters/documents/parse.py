@@ -94,7 +94,7 @@ def _load(document: Document) -> Any:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else 1
         raise _at_line(document, line, f"is not YAML: {error.problem}") from error
-    except (YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (YAMLError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         # What ruamel.yaml lets through on malformed input, beside its own errors.
         raise _at_line(document, 1, f"is not YAML: {type(error).__name__}") from error
 
@@ -116,7 +116,7 @@ def _line(document: Document, at: list[Any]) -> int:
         return 1
     try:
         node = YAML(typ="safe", pure=True).compose(document.text)
-    except (YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError):
+    except (YAMLError, RuntimeError, ValueError, LookupError, TypeError, AttributeError):
         return 1
     line = 1
     for key in at:
@@ -133,5 +133,11 @@ def _line(document: Document, at: list[Any]) -> int:
 
 
 def _shown(value: object) -> str:
-    text = "nothing" if value is None else repr(value)
+    if value is None:
+        return "nothing"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a huge number"  # Python refuses to print some
+    if not isinstance(value, str | int | float):
+        return f"a {type(value).__name__}"  # aliases can make a small one endless
+    text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

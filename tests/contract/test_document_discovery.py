@@ -307,6 +307,27 @@ def test_a_document_with_a_fault_is_refused_whole(text: str, said: str, is_yaml:
     assert len(str(raised.value)) < 500
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- {address: 127.0.0.1, port: 0x" + "f" * 5_000 + "}",
+        "a: &a [1, 1]\nb: &b [*a, *a]\n"
+        + "".join(f"{c}: &{c} [{', '.join([f'*{chr(ord(c) - 1)}'] * 9)}]\n" for c in "cdefghijk")
+        + "endpoints: [*k]",
+        "&a [*a]",
+        "- &a {address: *a}",
+        "- {address: 2026-11-24, port: 1}",
+        "- {address: 127.0.0.1, port: 1}\n---\n- 1",
+        "- {address: 127.0.0.1, port: 1, port: 2}",
+        "- !!python/object:os.system {}",
+    ],
+)
+def test_yaml_that_is_meant_to_hurt_is_refused(text: str) -> None:
+    with pytest.raises(AdapterError) as raised:
+        read_endpoints(Document("w", text, is_yaml=True))
+    assert len(str(raised.value)) < 500
+
+
 def test_more_endpoints_than_the_bound_are_refused_not_cut() -> None:
     many = written(*(Address(f"10.0.{i // 250}.{i % 250}", 1) for i in range(ENDPOINTS_MAX + 1)))
     assert len(read_endpoints(Document("w", json.dumps(many[:-1])))) == ENDPOINTS_MAX
