@@ -131,6 +131,11 @@ class Caller:
             within_s=within_s,
         )
 
+    @property
+    def codes(self) -> set[str]:
+        """Statuses of all calls that failed."""
+        return {failure.split()[0] for failure in self.failures}
+
     async def split(self, count: int = 100) -> dict[str, float]:
         """Shares of the next ``count`` answers."""
         before = Counter(self.answers)

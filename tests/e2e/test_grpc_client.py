@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,13 @@ import trustme
 from structlog.testing import capture_logs
 
 from tests.e2e.envoy import eventually, free_port
-from tests.e2e.fixed import build
-from tests.e2e.grpc_app import Caller, Provider, providing
-from tests.e2e.plane import GROUP, Recorder, WallClock, overlay, resources, shop
+from tests.e2e.grpc_app import Caller, providing
+from tests.e2e.grpc_plane import Plane, at, padded, ports, with_calls
+from tests.e2e.plane import WallClock
 from tests.e2e.test_serve import Plane as Served
-from xds_server.cache.publisher import Publisher
 from xds_server.model.ids import CDS, EDS, LDS, RDS
-from xds_server.model.snapshot import Resource, Snapshot
-from xds_server.model.template import Call
-from xds_server.model.topology import Address, Mesh, ServerSettings, TlsSettings
-from xds_server.protocol.events import Nacked
-from xds_server.protocol.messages import Response
+from xds_server.model.snapshot import Snapshot
+from xds_server.model.topology import Mesh, ServerSettings, TlsSettings
 from xds_server.protocol.status import Standing
 from xds_server.resources.cluster import cluster
 from xds_server.resources.grpc_bootstrap import render_grpc_bootstrap
@@ -38,56 +33,7 @@ from xds_server.wire.hold import Hold
 from xds_server.wire.server import serving
 
 pytestmark = pytest.mark.e2e
-DRAIN_S = 1.0
-HOST = "127.0.0.1"
-Front = Callable[[grpc.GenericRpcHandler], grpc.GenericRpcHandler]
 Calling = Callable[..., Awaitable[Caller]]
-
-
-class Plane:
-    """Publisher and ADS on a port, which can be served more than once."""
-
-    def __init__(self, ports: dict[str, int], **options: Any) -> None:
-        self.xds = free_port()
-        self.mesh = self.shop(ports, **options)
-        self.begin_anew()
-
-    def begin_anew(self) -> None:
-        """Forget everything, as a process does that is killed."""
-        self.seen = Recorder()
-        self.publisher = Publisher(self.mesh, resources(self.mesh))
-
-    def shop(self, ports: dict[str, int], **options: Any) -> Mesh:
-        return shop(self.xds, 15001, ports, **options)
-
-    def reload(self, mesh: Mesh) -> None:
-        self.publisher.set_mesh(mesh, resources(mesh), time.monotonic())
-
-    def publish(self, **weights: int) -> None:
-        self.publisher.set_group("g1", GROUP)
-        self.publisher.publish(overlay(**weights), 0.0)
-
-    def sent(self, type_url: str) -> list[Response]:
-        return [r for r in self.seen.responses if r.type_url == type_url]
-
-    @property
-    def nacks(self) -> list[Nacked]:
-        return [e for e in self.seen.events if isinstance(e, Nacked)]
-
-    @asynccontextmanager
-    async def serving(self, front: Front = lambda h: h) -> AsyncIterator[DiscoveryServices]:
-        """Serve until the block ends; then the port is dead, as after a crash."""
-        ads = DiscoveryServices(
-            self.publisher, self.seen, WallClock(), cluster_drain_s=lambda: DRAIN_S
-        )
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        server.add_generic_rpc_handlers((front(ads.handler()),))
-        server.add_insecure_port(f"127.0.0.1:{self.xds}")
-        await server.start()
-        try:
-            yield ads
-        finally:
-            await server.stop(grace=None)
 
 
 @pytest.fixture
@@ -109,23 +55,6 @@ async def calling(tmp_path: Path) -> AsyncIterator[Calling]:
     yield start
     for caller in started:
         await caller.stop()
-
-
-def ports(up: dict[str, Provider], *names: str) -> dict[str, int]:
-    return {n: up[n].port for n in names or up}
-
-
-def at(mesh: Mesh, *endpoints: int | str) -> Mesh:
-    """The same with these endpoints, ports or unix sockets, of its one provider."""
-    service = mesh.services["search"]
-    addresses = tuple(Address(e) if isinstance(e, str) else Address(HOST, e) for e in endpoints)
-    (provider,) = service.providers
-    service = replace(service, providers=(replace(provider, endpoints=addresses),))
-    return replace(mesh, services={"search": service})
-
-
-def codes(caller: Caller) -> set[str]:
-    return {failure.split()[0] for failure in caller.failures}
 
 
 async def test_case_13_it_asks_by_name_and_calls_both_providers_by_weights(
@@ -215,7 +144,7 @@ async def test_case_12_endpoints_come_and_go_without_a_failed_call(calling: Call
             assert caller.failures == plane.nacks == []
             plane.reload(at(plane.mesh))
             await eventually("calls fail", lambda: caller.failures)
-            assert codes(caller) == {"UNAVAILABLE"}
+            assert caller.codes == {"UNAVAILABLE"}
             assert plane.nacks == []
 
 
@@ -227,7 +156,7 @@ async def test_case_27_a_service_that_goes_is_gone_and_comes_back(calling: Calli
             await caller.split(20)
             plane.reload(with_calls(plane.mesh))
             await eventually("calls fail", lambda: caller.failures)
-            assert codes(caller) == {"UNAVAILABLE"}
+            assert caller.codes == {"UNAVAILABLE"}
 
             def gone() -> set[str]:
                 return {
@@ -238,12 +167,6 @@ async def test_case_27_a_service_that_goes_is_gone_and_comes_back(calling: Calli
             plane.reload(plane.mesh)
             await caller.serves("a")
             assert plane.nacks == []
-
-
-def with_calls(mesh: Mesh, *calls: Call) -> Mesh:
-    template = replace(mesh.templates["web"], calls=calls)
-    application = replace(mesh.applications["shop"], template=template)
-    return replace(mesh, templates={"web": template}, applications={"shop": application})
 
 
 async def test_case_06_while_a_plane_cannot_tell_yet_calls_wait_or_go_on(
@@ -282,7 +205,7 @@ async def test_case_07_an_unknown_application_is_told_so_at_once(calling: Callin
             caller = await calling(plane.mesh, cluster="stranger", gap_s=0.05)
             await eventually("calls fail", lambda: caller.failures)
             assert time.monotonic() - started < 5.0
-            assert codes(caller) == {"UNAVAILABLE"}
+            assert caller.codes == {"UNAVAILABLE"}
             assert "'stranger' is not configured" in caller.failures[0]
 
 
@@ -296,7 +219,7 @@ async def test_case_15_an_unknown_name_is_unavailable_after_15_s_and_is_sent_whe
             # No answer to LDS could be faster: a client takes none to mean that a name is new.
             caller = await calling(plane.mesh, timeout_s=None, gap_s=0.05)
             await eventually("calls fail", lambda: caller.failures, within_s=20.0)
-            assert codes(caller) == {"UNAVAILABLE"}
+            assert caller.codes == {"UNAVAILABLE"}
             assert "shop.search: does not exist" in caller.failures[0]
             assert plane.seen.responses == []
             plane.reload(plane.mesh)
@@ -353,11 +276,6 @@ async def test_case_09_a_response_above_4_mib_never_arrives_and_calls_go_on(
             assert caller.failures == plane.nacks == []
 
 
-def padded(name: str, size_bytes: int) -> Resource:
-    body = {"cluster_name": name, "named_endpoints": {"x" * size_bytes: {}}}
-    return build(EDS, body)
-
-
 async def test_two_targets_of_one_process_are_two_streams_of_one_node(calling: Calling) -> None:
     async with providing("a") as up:
         plane = Plane(ports(up))
@@ -400,7 +318,7 @@ async def test_who_has_a_certificate_is_served_and_who_has_none_is_not(
             assert await known.split(20) == {"a": 1.0}
             unknown = await calling(mesh, settings={"tls.ca": ca}, gap_s=0.05)
             await eventually("it is refused", lambda: unknown.failures)
-            assert codes(unknown) == {"UNAVAILABLE"}
+            assert unknown.codes == {"UNAVAILABLE"}
             assert known.failures == []
 
 
