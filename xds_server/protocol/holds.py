@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 
-from xds_server.model.ids import CDS, EDS, ResourceName, TypeUrl
+from xds_server.model.ids import CDS, EDS, RDS, ResourceName, TypeUrl
 from xds_server.model.snapshot import Resource, Snapshot, TypeSnapshot
 from xds_server.protocol.ordering import POINTERS, TARGETS, Gate, Names
 from xds_server.protocol.quarantine import Quarantine
@@ -23,6 +23,7 @@ class Holds(ABC):
         self._quarantine = quarantine if quarantine is not None else Quarantine()
         self._gate = Gate()
         self._unwedged_at_s = float("-inf")
+        self._came_back = False  # with clusters, and so with routes, from an earlier stream
 
     @abstractmethod
     def _missing(self, state: TypeState, target: Target) -> Update:
@@ -101,7 +102,13 @@ class Holds(ABC):
         return {n for n in going if state.sent[n].version or n in state.good}
 
     def _pointers_unsettled(self, snapshot: Snapshot) -> bool:
-        """Whether the client may still use routes or listeners that are to be replaced."""
+        """Whether the client may still use routes or listeners that are to be replaced.
+
+        One that came back asks for clusters before it asks for routes, and uses the routes
+        that it has all the while.
+        """
+        if self._came_back and RDS not in self._types and snapshot.of(RDS).resources:
+            return True
         for type_url in POINTERS:
             state = self._types.get(type_url)
             if state is None or state.subscription.empty:
