@@ -67,7 +67,7 @@ def test_an_adapter_gets_its_own_options_alone(text: str, options: dict[str, obj
         ("adapter: registry, name: a.b", "discovery.name", "means nothing", "none"),
         ("adapter: file, path: b, refresh_s: 0", "discovery.refresh_s", "0.1", "30"),
         ("adapter: file, path: ''", "discovery.path", "is not a name", "word"),
-        ("adapter: dokcer", "discovery.adapter", "'dokcer'", "`docker`"),
+        ("adapter: dockerd", "discovery.adapter", "'dockerd'", "`docker`"),
     ],
 )  # fmt: skip
 def test_a_source_that_cannot_work_is_named(text: str, key: str, message: str, remedy: str) -> None:
@@ -119,8 +119,8 @@ def test_a_price_has_a_source() -> None:
          "schedule.0.for", "hold for"),
         ('schedule: [{when: "0 1 * * *", for: 8, per_million_requests_usd: 1}]',
          "schedule.0.for", "unit"),
-        ('schedule: [{when: "0 1 * * *", fro: 8h, per_million_requests_usd: 1}]',
-         "schedule.0.fro", "known key"),
+        ('schedule: [{when: "0 1 * * *", fors: 8h, per_million_requests_usd: 1}]',
+         "schedule.0.fors", "known key"),
         ('schedule: [{when: "0 1 * * *", lasts_s: 8, per_million_requests_usd: 1}]',
          "schedule.0.lasts_s", "known key"),
     ],
