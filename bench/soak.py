@@ -73,6 +73,7 @@ class Soak:
         self._generator = np.random.default_rng(options.seed)
         self.did: Counter[str] = Counter()
         self._last = "nothing yet"
+        self._served = True
         self.rss_bytes: list[tuple[float, int]] = []  # by seconds since the start
 
     async def run(self) -> dict[str, Any]:
@@ -185,13 +186,16 @@ class Soak:
         while True:
             due_s += 1.0 / STEPS_PER_S
             await asyncio.sleep(max(0.0, due_s - loop.time()))
-            self._world.step()
+            self._world.step(served=self._served)
 
     async def _break(self) -> None:
         """One disturbance at a time; the control plane first, before memory is looked at."""
         await asyncio.sleep(DISRUPT_EVERY_S)
+        self._served = False
         await self._processes.kill(self._server)
         await self._serve()
+        await asyncio.sleep(DISRUPT_EVERY_S / 2)  # all are back by then
+        self._served = True
         self._note("control plane killed")
         while True:
             for disturb in (self._kill_one, self._cut_half):

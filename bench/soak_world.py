@@ -75,17 +75,23 @@ class World:
         self._ports = ports
         self._generator = np.random.default_rng(seed)
         self._endpoints = dict.fromkeys(ports.upstreams, 0)
-        self._extra = False
+        self._extra = self._wanted = False
         self.step()
 
-    def step(self) -> None:
-        """Make the next change."""
+    def step(self, *, served: bool = True) -> None:
+        """Make the next change; without a control plane no provider comes or goes.
+
+        A SotW client that comes back does not say which clusters it has, so the answer to it
+        takes one away that its routes still name: nothing that a server can do.
+        """
         step = self.steps % _CYCLE
         if step % 5 == 1:
             name = PROVIDERS[self.steps // 5 % len(PROVIDERS)]
             self._endpoints[name] = (self._endpoints[name] + 1) % 3
         if self.steps % 25 == 10:
-            self._extra = not self._extra
+            self._wanted = not self._wanted
+        if served:
+            self._extra = self._wanted
         if step % 10 == 0 or step in (_REFUSED.start, _REFUSED.stop):
             # Envoy wants connect_timeout above zero.
             timeout_s = 0 if step in _REFUSED else 1 + self.steps % 7
