@@ -34,7 +34,8 @@ def written(folder: Path, batches: list[list[TickRecord]], *, raw_rows: int = 10
     for i, records in enumerate(batches):
         for r in records:
             batcher.add(r)
-        store.write(batcher.take(), 3600.0 * (i + 1))
+        store.write(batcher.take())
+        store.maintain(3600.0 * (i + 1))
     return store
 
 

@@ -56,7 +56,7 @@ def live(plane: Plane, ticks: int, path: Path) -> None:
                 span_s=1.0,
             )
         )
-        store.write(batcher.take(), plane.now_s)
+        store.write(batcher.take())
     store.close()
 
 

@@ -16,7 +16,7 @@ from xds_server.model.ids import GroupKey, Locality, RouteKey
 from xds_server.model.telemetry import LATENCY_BUCKETS_MS
 
 BUCKETS = len(LATENCY_BUCKETS_MS) + 1
-NOON_S = 1_800_000_000.0  # a whole hour, and a whole minute
+NOON_S = 1_699_963_200.0  # 2023-11-14, UTC
 
 
 def frame(*, routes: int = 1, providers: int = 2, service: str = "search") -> Frame:

@@ -44,7 +44,8 @@ class Kept:
         self.now_s += after_s
         batch = self.batcher.take()
         self.dropped += batch.dropped
-        self.store.write(batch, self.now_s)
+        self.store.write(batch)
+        self.store.maintain(self.now_s)
 
     def rows(self, text: str, *values: object) -> list[tuple[Any, ...]]:
         with self.store.reader() as con:
@@ -220,7 +221,7 @@ def test_series_are_bounded(tmp_path: Path) -> None:
     batch = batcher.take()
     assert len(batch.series) == 4
     assert batch.dropped["series"] == 4  # of 2 providers, 4 pairs and 2 routes
-    store.write(batch, 0.0)
+    store.write(batch)
     store.close()
 
 
@@ -496,4 +497,4 @@ def test_too_many_points_and_unknown_resolutions_are_refused(
 
 
 def test_a_batch_without_records_writes_nothing(kept: Kept) -> None:
-    assert kept.store.write(Batch(), 0.0) == 0
+    assert kept.store.write(Batch()) == 0

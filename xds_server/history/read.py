@@ -156,14 +156,17 @@ class Reader:
         """
         self._require_names(query)
         kind = _kind(query)
-        resolution = self._resolutions(query)[0]
         where, values = _where(query, "s")
         keys = [key for key in SERIES_KEYS if key != "kind" and (kind is PAIR or key in _PROVIDER)]
         merged = ", ".join(summed(name, kind) for name in kind.values)
-        source = f"""SELECT at_utc, {", ".join(f"s.{key}" for key in keys)}, {merged}
-            FROM {kind.table(resolution)} d JOIN series s ON s.id = d.series WHERE {where}
-            GROUP BY ALL"""
-        count = self._rows(f"SELECT count(*) AS n FROM ({source})", values)[0]["n"]
+        source, count = "", 0
+        for resolution in self._resolutions(query):
+            source = f"""SELECT at_utc, {", ".join(f"s.{key}" for key in keys)}, {merged}
+                FROM {kind.table(resolution)} d JOIN series s ON s.id = d.series WHERE {where}
+                GROUP BY ALL"""
+            count = self._rows(f"SELECT count(*) AS n FROM ({source})", values)[0]["n"]
+            if count:
+                break
         if count > EXPORT_ROWS_MAX:
             raise _too_many(f"{count} rows", EXPORT_ROWS_MAX)
         options = {"parquet": "FORMAT parquet", "csv": "FORMAT csv, HEADER"}[form]

@@ -1,6 +1,7 @@
-"""Writes batches, rolls them up, forgets what is too old; one transaction for all of it."""
+"""Writes batches, rolls them up, forgets what is too old."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -49,6 +50,7 @@ class Store:
         self._con = connect(path)
         self._pruned_s = -PRUNE_EVERY_S
         self._late = False
+        self._newest_s = 0.0  # newest record that was written, since the epoch
         self._rolled = {
             source: _Rolled(batch, until_us, -np.inf)
             for source, batch, until_us in self._con.execute(
@@ -68,30 +70,48 @@ class Store:
         """Return a connection for another thread; it sees what is committed."""
         return self._con.cursor()
 
-    def write(self, batch: Batch, now_s: float) -> int:
-        """Commit a batch and what follows from it; return the rows written.
+    def write(self, batch: Batch) -> int:
+        """Commit a batch; return the rows written.
 
         Raises duckdb.Error; then nothing of it is in the file.
         """
         self._batch += 1
+        self._newest_s = max(self._newest_s, batch.newest_s)
+        with self._transaction():
+            return self._insert(batch)
+
+    def maintain(self, now_s: float) -> None:
+        """Roll up what is complete, and once a minute forget what is too old.
+
+        Apart from ``write``, so that what is new does not wait for it. Raises duckdb.Error;
+        then none of it was done, and the next time does it.
+        """
+        if not self._newest_s:
+            return
         before = {name: (r.batch, r.until_us, r.at_s) for name, r in self._rolled.items()}
-        self._con.begin()
+        prune = now_s - self._pruned_s >= PRUNE_EVERY_S
         try:
-            rows = self._insert(batch)
-            if batch.newest_s:
-                self._roll_up(round(batch.newest_s * 1e6), now_s)
-            prune = batch.newest_s > 0.0 and now_s - self._pruned_s >= PRUNE_EVERY_S
-            if prune:
-                self._prune(batch.newest_s)
-            self._con.commit()
+            with self._transaction():
+                self._roll_up(round(self._newest_s * 1e6), now_s)
+                if prune:
+                    self._prune(self._newest_s)
         except BaseException:
             self._rolled = {name: _Rolled(*values) for name, values in before.items()}
-            self._con.rollback()
             raise
         if prune:
             self._pruned_s = now_s
             self._con.execute("CHECKPOINT")  # space of rows that went is used again after it
-        return rows
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._con.begin()
+        try:
+            yield
+            self._con.commit()
+        except BaseException:
+            with suppress(duckdb.Error):  # what began it says more
+                self._con.rollback()
+            raise
 
     def size_bytes(self) -> int:
         """Size of the file and of its log."""

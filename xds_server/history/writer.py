@@ -12,7 +12,7 @@ import duckdb
 import structlog
 
 from xds_server.errors import HistoryError
-from xds_server.history.batch import RAW_ROWS, Batcher
+from xds_server.history.batch import RAW_ROWS, Batch, Batcher
 from xds_server.history.files import explained
 from xds_server.history.read import Reader
 from xds_server.history.seeds import read_seeds
@@ -27,7 +27,8 @@ log = structlog.get_logger()
 
 FLUSH_INTERVAL_S: Final = 2.0
 """What was handed over longer ago than this is in the file, also after kill -9. Transactions
-begin twice as often, so that there is as long for one to be written."""
+begin twice as often, so that there is as long for one to be written; on a machine that is too
+busy for that, or a disk that is, more is lost."""
 QUERY_S: Final = 20.0
 """A question that takes longer is given up."""
 RETRY_S: Final = 30.0
@@ -213,7 +214,8 @@ class History:
         if not batch.tables and not batch.series:
             return
         try:
-            rows = self._store.write(batch, now_s)
+            self._write(batch)
+            self._store.maintain(now_s)
             self._metrics.history_file_bytes.set(self._store.size_bytes())
         except Exception as error:
             self._metrics.history_dropped_total.labels("failed").inc()
@@ -221,8 +223,11 @@ class History:
                 log.exception("history.write_failed")  # a bug of ours must not end the thread
             self._fail(explained(self._store.path, error))
             return
-        self._metrics.history_rows_total.inc(rows)
         self._metrics.history_flush_seconds.observe(self._clock.now_s() - now_s)
+
+    def _write(self, batch: Batch) -> None:
+        if self._store is not None:
+            self._metrics.history_rows_total.inc(self._store.write(batch))
 
     def _reopen(self, now_s: float) -> None:
         with self._wake:
