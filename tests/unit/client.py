@@ -46,6 +46,7 @@ class Client:
         self.stream = kind(drain_s=self.drain_s)
         self.last: dict[str, Response] = {}
         self.names: dict[str, tuple[str, ...]] = {}
+        self.accepted: dict[str, str] = {}  # version_info of the last accepted response
 
     def ask(self, kind: str, *names: str, nonce: str = "", error: str | None = None) -> list[Event]:
         """First request, or a change of names; in delta they are the names to have now."""
@@ -128,8 +129,11 @@ class Client:
             return self.stream.receive(
                 DeltaRequest(TYPES[kind], response_nonce=nonce, error=error), self.now_s
             )
-        names = self.names[kind]
-        return self.stream.receive(SotwRequest(TYPES[kind], names, nonce, error=error), self.now_s)
+        names, version = self.names[kind], self.accepted.get(kind, "")
+        if error is None:
+            version = self.accepted[kind] = self.last[kind].version_info
+        request = SotwRequest(TYPES[kind], names, nonce, version, error=error)
+        return self.stream.receive(request, self.now_s)
 
     def _apply(self, kind: str, response: Response) -> None:
         has = self.has.setdefault(kind, {})

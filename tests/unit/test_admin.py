@@ -162,7 +162,7 @@ def test_status_shows_what_was_acked_refused_and_left_unanswered():
     assert "checkout-1: RTDS silent for 31 s" in lines
     assert "checkout-1: CDS silent for 7 s: no endpoints for a, b" in lines
     assert "checkout-1: no healthy hosts yet, so no traffic: search-new" in lines
-    assert "checkout-1: RDS keeps the last good shop.a: no domains" in lines
+    assert "checkout-1: RDS refused shop.a: no domains" in lines
     assert "checkout-1: call_rate_rps search: 150, not 2 to 120" in lines
     assert "newest change refused: mesh.yaml:3: mode: unknown" in lines
 

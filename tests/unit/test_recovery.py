@@ -6,8 +6,9 @@ import pytest
 
 from tests.unit.client import Client, snapshot
 from xds_server.model.ids import CDS, EDS, LDS, RDS
-from xds_server.model.snapshot import Resource
-from xds_server.protocol.events import Nacked, Quarantined
+from xds_server.model.snapshot import Resource, Snapshot
+from xds_server.protocol.events import Acked, Event, Nacked, Quarantined
+from xds_server.protocol.messages import DeltaRequest, SotwRequest
 from xds_server.protocol.ordering import HOLD_MAX_S
 from xds_server.protocol.quarantine import REFUSALS_MAX, Quarantine
 from xds_server.protocol.status import SILENT_AFTER_S, Standing
@@ -150,6 +151,107 @@ def test_a_response_that_deviates_from_the_snapshot_has_a_version_of_its_own(
     assert client.last["CDS"].version_info.startswith(bad.of(CDS).version + "~")
 
 
+# -- suspicion -----------------------------------------------------------------------------
+
+
+def own(name: str, version: str) -> Resource:
+    return Resource(CDS, name, version, f"{name}@{version}".encode(), own=True)
+
+
+def refuse(client: Client, snap: Snapshot, bad: str, error: str) -> list[dict[str, str]]:
+    """Let it run to its end with these words; every set of clusters that was accepted."""
+    accepted = []
+    for _ in range(60):
+        had = dict(client.has.get("CDS", {}))
+        if not client.poll(snap):
+            return accepted
+        name, _, version = bad.partition("@")
+        if client.has["CDS"].get(name) == version:
+            client.has["CDS"] = had
+            client.nack("CDS", error)
+        else:
+            accepted.append(dict(client.has["CDS"]))
+            client.ack("CDS")
+    raise AssertionError("it does not come to an end")
+
+
+def test_what_the_clients_words_name_is_suspected_first(client: Client) -> None:
+    client.ask("CDS")
+    client.judge(snapshot(CDS=world()))
+    new = dict.fromkeys(world(), "2")
+    bad = snapshot(CDS=new | {"c05": "bad"})
+    accepted = refuse(client, bad, "c05@bad", "Error adding/updating cluster(s) c05: ring hash")
+    assert accepted[0] == new | {"c05": "1"}
+    assert len(accepted) == 2
+    assert shown(client, "CDS") == new | {"c05": "1"}
+
+
+@pytest.mark.parametrize("error", ["Error adding/updating cluster(s) x: no", "no name in it"])
+def test_a_client_that_came_back_keeps_what_is_generated_while_the_culprit_is_found(
+    client: Client, error: str
+) -> None:
+    there = {"a": "1", "b": "1", "c": "1"}
+    client.resume("CDS", there)
+    bad = snapshot(CDS=there, extra=[own("x", "bad"), own("y", "1")])
+    accepted = refuse(client, bad, "x@bad", error)
+    assert all(there.items() <= found.items() for found in accepted)
+    assert shown(client, "CDS") == there | {"y": "1"}
+
+
+def test_a_client_that_came_back_loses_nothing_on_mere_suspicion() -> None:
+    client = Client(delta=False)
+    there = {"a": "1", "b": "1"}
+    client.resume("CDS", there)
+    bad = snapshot(CDS=there | {"c": "bad"})
+    assert refuse(client, bad, "c@bad", "no name in it") == []
+    assert shown(client, "CDS") == there
+    assert refuse(client, snapshot(CDS=there | {"c": "2"}), "c@bad", "") == [there | {"c": "2"}]
+
+
+def late(client: Client, error: str) -> list[Event]:
+    """Answer as Envoy does that was silent: the newest nonce and version, an older error."""
+    last = client.last["CDS"]
+    request = SotwRequest(CDS, (), last.nonce, last.version_info, error)
+    return client.stream.receive(request, client.now_s)
+
+
+def test_case_22_a_late_error_with_the_newest_nonce_is_not_the_newest_responses_fault() -> None:
+    client = Client(delta=False)
+    client.ask("CDS")
+    client.judge(snapshot(CDS={"a": "1"}))
+    client.poll(snapshot(CDS={"a": "1"}, extra=[own("x", "bad")]))
+    client.now_s += 2.0  # silent, so the next goes out too
+    after = snapshot(CDS={"a": "1", "b": "1"})
+    assert client.poll(after) == ["CDS +a +b"]
+    events = late(client, "Error adding/updating cluster(s) x: no")
+    assert [type(e) for e in events] == [Acked, Nacked]
+    assert client.poll(after) == []
+    assert shown(client, "CDS") == {"a": "1", "b": "1"}
+    assert all(s.state is Standing.ACKED for s in client.stream.resources())
+
+
+def test_case_22_what_a_late_error_names_was_skipped_and_not_accepted() -> None:
+    client = Client(delta=False)
+    client.ask("CDS")
+    client.judge(snapshot(CDS={"a": "1"}))
+    client.poll(snapshot(CDS={"a": "1"}, extra=[own("x", "bad")]))
+    client.now_s += 2.0
+    after = snapshot(CDS={"a": "1", "b": "1"}, extra=[own("x", "bad")])
+    client.poll(after)
+    events = late(client, "Error adding/updating cluster(s) x: no")
+    assert [type(e) for e in events] == [Acked, Nacked, Quarantined]
+    assert client.poll(after) == ["CDS +a +b"]
+    assert shown(client, "CDS") == {"a": "1", "b": "1"}
+
+
+def test_a_refusal_is_forgotten_with_its_resource(client: Client) -> None:
+    client.ask("CDS")
+    client.judge(snapshot(CDS={"a": "1"}))
+    client.judge(snapshot(CDS={"a": "1", "x": "bad"}), "x@bad")
+    client.judge(snapshot(CDS={"a": "1"}))
+    assert [s.name for s in client.stream.resources()] == ["a"]
+
+
 # -- across streams ------------------------------------------------------------------------
 
 
@@ -287,3 +389,32 @@ def test_the_types_that_are_served_have_an_order() -> None:
 
     assert set(ORDER) == set(SHORT)
     assert ORDER.index(CDS) < ORDER.index(EDS) < ORDER.index(LDS) < ORDER.index(RDS)
+
+
+@pytest.mark.parametrize("words", ["Error adding/updating cluster(s) x: no", "no name in it"])
+def test_case_51_own_clusters_that_a_client_is_silent_about_are_taken_back(
+    client: Client, words: str
+) -> None:
+    client.ask("CDS")
+    client.judge(snapshot(CDS={"a": "1"}))
+    new = [own(name, "1") for name in ("w", "y", "z")]
+    world = snapshot(CDS={"a": "1"}, extra=[*new, own("x", "bad")])
+    owed = None  # the response that it refuses, and says so only when it has another
+    for _ in range(90):
+        said = client.poll(world)
+        if said and "x" in client.has["CDS"]:
+            owed = client.last["CDS"]
+        elif said and owed is not None:
+            if client.delta:
+                refusal = DeltaRequest(CDS, response_nonce=owed.nonce, error=words)
+                client.stream.receive(refusal, client.now_s)
+                client.ack("CDS")
+            else:
+                late(client, words)
+            owed = None
+        elif said:
+            client.ack("CDS")
+        client.now_s += 1.0
+    assert shown(client, "CDS") == {"a": "1", "w": "1", "y": "1", "z": "1"}
+    refused = [s.name for s in client.stream.resources() if s.state is Standing.REFUSED]
+    assert refused == ["x"]

@@ -103,7 +103,7 @@ def _delivery(row: Row) -> Text:
         return Text(f"{name} silent for {row['unanswered_s']:.0f} s{why}", style="red")
     if row["refused"]:
         names = ", ".join(row["refused"])
-        return Text(f"{name} keeps the last good {names}: {row['last_nack']}", style="red")
+        return Text(f"{name} refused {names}: {row['last_nack']}", style="red")
     if row["last_nack"]:
         return Text(f"{name} NACK ({row['nacks']}): {row['last_nack']}", style="red")
     return Text(f"{name} sent {sent[:8]}" if sent else f"{name} not sent", style="yellow")

@@ -426,16 +426,18 @@ def _types(stream: Stream) -> tuple[TypeStatus, ...]:
     order = {url: i for i, url in enumerate((RTDS, *SHORT))}
     found = sorted(stream.progress().items(), key=lambda item: order[item[0]])
     refused: dict[str, list[str]] = {}
+    errors: dict[str, str] = {}
     for r in stream.resources():
         if r.state is Standing.REFUSED:
             refused.setdefault(r.type_url, []).append(r.name)
+            errors[r.type_url] = r.error  # it may be from an earlier stream
     return tuple(
         TypeStatus(
             SHORT[url],
             p.version_sent,
             p.version_acked,
             p.nacks,
-            p.last_nack,
+            p.last_nack or errors.get(url, ""),
             p.unanswered_s,
             p.silent,
             p.lacks[:NAMES_SHOWN],

@@ -26,6 +26,7 @@ class Resource:
     aliases: tuple[ResourceName, ...] = ()
     on_demand: bool = False
     needs: tuple[ResourceName, ...] = ()
+    own: bool = False  # somebody's own, not generated: the first to be suspected
 
 
 NO_ALIASES: Mapping[str, ResourceName] = MappingProxyType({})

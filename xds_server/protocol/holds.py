@@ -5,11 +5,13 @@ from collections.abc import Mapping, Set
 
 from xds_server.model.ids import CDS, EDS, RDS, ResourceName, TypeUrl
 from xds_server.model.snapshot import Resource, Snapshot, TypeSnapshot
+from xds_server.protocol.events import Event, Quarantined
 from xds_server.protocol.ordering import POINTERS, TARGETS, Gate, Names
 from xds_server.protocol.quarantine import Quarantine
+from xds_server.protocol.recovery import Recovery, mentions
 from xds_server.protocol.report import resource_states
-from xds_server.protocol.state import Target, TypeState, Update
-from xds_server.protocol.status import SILENT_AFTER_S, Progress, ResourceState
+from xds_server.protocol.state import UNKNOWN, Target, TypeState, Update
+from xds_server.protocol.status import SILENT_AFTER_S, WITHDRAW_AFTER_S, Progress, ResourceState
 
 NONE: Set[ResourceName] = frozenset()
 
@@ -54,12 +56,14 @@ class Holds(ABC):
 
     def _wanted(self, state: TypeState, part: TypeSnapshot) -> Mapping[ResourceName, Resource]:
         picked = state.subscription.pick(part)
-        return self._quarantine.replace(state.subscription.type_url, picked)
+        return self._quarantine.replace(state.subscription.type_url, picked, part)
 
     def _target(self, state: TypeState, snapshot: Snapshot, kept: Set[ResourceName]) -> Target:
         part = snapshot.of(state.subscription.type_url)
         picked = state.subscription.pick(part)
-        wanted = self._quarantine.replace(state.subscription.type_url, picked)
+        wanted = self._quarantine.replace(state.subscription.type_url, picked, part)
+        if state.recovery is not None and state.recovery.withheld:
+            wanted = _without(wanted, state)
         held = NONE if state.recovery is None else state.recovery.holds(wanted)
         deviates = bool(kept or held) or wanted is not picked
         return Target(wanted, kept, held, part.aliases, deviates)
@@ -161,13 +165,18 @@ class Holds(ABC):
 
         It answers for them only when it has them.
         """
-        due = self._gate.endpoints_due
+        eds = self._types.get(EDS)
+        if eds is None:
+            return ()
+        due = {name for name in self._gate.endpoints_due if eds.subscription.covers(name)}
         return tuple(
             sorted(
-                r.name
-                for flight in cds.in_flight.values()
-                for r in flight.resources
-                if not due.isdisjoint(r.needs or (r.name,))
+                {
+                    r.name
+                    for flight in cds.in_flight.values()
+                    for r in flight.resources
+                    if not due.isdisjoint(r.needs or (r.name,))
+                }
             )
         )
 
@@ -188,3 +197,62 @@ class Holds(ABC):
             return False
         self._unwedged_at_s = now_s
         return True
+
+    def _withdraw(self, now_s: float) -> None:
+        """Take back own clusters that a client is silent about, if nothing else explains it."""
+        cds = self._types.get(CDS)
+        if cds is None or cds.oldest_s is None or now_s - cds.oldest_s < WITHDRAW_AFTER_S:
+            return
+        recovery = cds.recovery or Recovery()
+        if recovery.withheld or self._lacks(cds):
+            return
+        suspects = {
+            r.name: r
+            for flight in cds.in_flight.values()
+            for r in cds.suspects(flight)
+            if r.own and self._quarantine.of(r) is None
+        }
+        if not suspects:
+            return
+        for name in suspects:
+            cds.sent[name] = UNKNOWN
+            cds.acked.pop(name, None)
+        recovery.withheld, recovery.nonce = suspects, ""
+        cds.recovery, cds.settled = recovery, None
+
+    def _release(self, state: TypeState, error: str) -> list[Event]:
+        """The silent client has answered: blame what its words name, offer the rest again."""
+        recovery = state.recovery
+        if recovery is None or not recovery.withheld:
+            return []
+        type_url, withheld = state.subscription.type_url, list(recovery.withheld.values())
+        blamed = [r for r in withheld if mentions(error, r.name)]
+        if not blamed and len(withheld) == 1:
+            blamed, error = withheld, error or "no answer for too long"
+        recovery.withheld = {}
+        events: list[Event] = []
+        for r in blamed:
+            good = state.good.get(r.name)
+            self._quarantine.add(r, error, good)
+            good_version = good.version if good else ""
+            events.append(Quarantined(type_url, r.name, r.version, error, good_version))
+            state.refused.add(r.name)
+        rest = [r for r in withheld if r not in blamed]
+        if blamed and rest:
+            recovery.waiting.insert(0, {r.name: r.version for r in rest})
+        elif rest:
+            recovery.split(rest, error)
+        state.settled = None
+        return events
+
+
+def _without(
+    wanted: Mapping[ResourceName, Resource], state: TypeState
+) -> Mapping[ResourceName, Resource]:
+    """What was accepted last, or nothing, in the place of what is withheld."""
+    withheld = state.recovery.withheld if state.recovery is not None else {}
+    return {
+        name: kept
+        for name, r in wanted.items()
+        if (kept := state.good.get(name) if withheld.get(name) == r else r) is not None
+    }

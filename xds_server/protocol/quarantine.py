@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xds_server.model.ids import ResourceName, TypeUrl, Version
-from xds_server.model.snapshot import Resource
+from xds_server.model.snapshot import Resource, TypeSnapshot
 
 REFUSALS_MAX = 1024
 """Refusals kept per node; the oldest is dropped, and that content is then tried again."""
@@ -66,11 +66,16 @@ class Quarantine:
         return refusal if refusal is not None and refusal.version == resource.version else None
 
     def replace(
-        self, type_url: TypeUrl, wanted: Mapping[ResourceName, Resource]
+        self, type_url: TypeUrl, wanted: Mapping[ResourceName, Resource], part: TypeSnapshot
     ) -> Mapping[ResourceName, Resource]:
-        """Put the last good versions in the place of what was refused."""
+        """Put the last good versions in the place of what was refused.
+
+        Refusals of what ``part`` no longer has are forgotten.
+        """
         if not self._refusals:
             return wanted
+        for key in [k for k in self._refusals if k[0] == type_url and k[1] not in part.resources]:
+            del self._refusals[key]
         changed: dict[ResourceName, Resource] | None = None
         for (url, name), refusal in self._refusals.items():
             offered = wanted.get(name) if url == type_url else None

@@ -6,12 +6,19 @@ halves of its own, until a single resource is refused: that is the culprit. Of `
 resources with one culprit this takes about ``2 log2 n`` responses, and all others arrive.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from xds_server.model.ids import Nonce, ResourceName, Version
 from xds_server.model.snapshot import Resource
+
+
+def mentions(error: str, name: ResourceName) -> bool:
+    """Whether a client's words name a resource. A hint: what they mean is not for programs."""
+    return re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", error) is not None
+
 
 Offer: TypeAlias = dict[ResourceName, Version]
 """Resources that are offered together."""
@@ -24,13 +31,26 @@ class Recovery:
     waiting: list[Offer] = field(default_factory=list)
     nonce: Nonce = ""  # of the response that carries the half on offer
     since_s: float = 0.0  # when that was sent
+    withheld: dict[ResourceName, Resource] = field(default_factory=dict)
+    """What was taken back from a client that is silent, until it answers."""
 
-    def split(self, suspects: Iterable[Resource]) -> None:
-        """Let the suspects wait, in two halves, before all that wait already."""
+    def split(self, suspects: Iterable[Resource], error: str) -> None:
+        """Let the suspects wait, in two parts, before all that wait already.
+
+        What the client's words name is suspected before what they do not, and what is
+        somebody's own before what is generated: the rest is offered first, whole.
+        """
         ordered = sorted(suspects, key=lambda r: r.name)
+        rest: list[Resource] = []
+        for pick in (lambda r: mentions(error, r.name), lambda r: r.own):
+            picked = [r for r in ordered if pick(r)]
+            if picked and len(picked) < len(ordered):
+                rest = [r for r in ordered if not pick(r)]
+                ordered = picked
+                break
         middle = (len(ordered) + 1) // 2
-        halves = (ordered[:middle], ordered[middle:])
-        self.waiting[:0] = [{r.name: r.version for r in half} for half in halves]
+        parts = (rest, ordered) if rest else (ordered[:middle], ordered[middle:])
+        self.waiting[:0] = [{r.name: r.version for r in part} for part in parts]
 
     def offer(self) -> None:
         """Stop holding the next half back."""
@@ -47,9 +67,11 @@ class Recovery:
 
     def suspects(self, resource: Resource) -> bool:
         """Whether that content waits already."""
+        if self.withheld.get(resource.name) == resource:
+            return True
         return any(offer.get(resource.name) == resource.version for offer in self.waiting)
 
     @property
     def over(self) -> bool:
         """Whether there is nothing left to find out."""
-        return not self.waiting and not self.nonce
+        return not self.waiting and not self.nonce and not self.withheld

@@ -1,6 +1,7 @@
 """Server side of a state-of-the-world stream."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Final
 
 from xds_server.model.ids import CDS, LDS, SRDS, Nonce, TypeUrl, Version
@@ -8,6 +9,7 @@ from xds_server.model.snapshot import Resource
 from xds_server.protocol import framing
 from xds_server.protocol.events import Event, Stale, Subscribed, UnknownType
 from xds_server.protocol.messages import SotwRequest
+from xds_server.protocol.recovery import mentions
 from xds_server.protocol.state import UNKNOWN, Target, TypeState, Update
 from xds_server.protocol.stream import StreamMachine, served
 from xds_server.protocol.subscription import Subscription
@@ -39,12 +41,44 @@ class SotwStream(StreamMachine):
             # A client that lost its nonce starts over on the same stream.
             return self._start(state, request)
         newest = request.response_nonce == state.nonce
+        if newest and request.error is not None:
+            late = self._late(state, request, now_s)
+            if late is not None:
+                return [*late, *self._names(state, request)]
         events = self._settle(state, request.response_nonce, request.error, now_s)
         if newest:
             if events and isinstance(events[0], Stale):
                 events = []  # the same nonce again: a change of names, or a repetition
             events += self._settle_older(state, request, now_s)
         return [*events, *self._names(state, request)]
+
+    def _late(self, state: TypeState, request: SotwRequest, now_s: float) -> list[Event] | None:
+        """A refusal of an older response that comes with the newest nonce; None: it is none.
+
+        While a cluster warms Envoy answers nothing, and then once for all: with the nonce and
+        the version of what it accepted last, and the error of what it refused before (seen
+        with 1.40). The version tells: a response that was refused has not become the version.
+        """
+        flight = state.in_flight.get(state.nonce)
+        if flight is None or len(state.in_flight) < 2 or request.version_info != flight.version:
+            return None
+        error = request.error or ""
+        older = [f for n, f in state.in_flight.items() if n != state.nonce]
+        blamed = {r.name: r.version for f in older for r in f.resources if mentions(error, r.name)}
+        # What it names was skipped, not accepted, if it was offered again unchanged.
+        skipped = tuple(
+            r
+            for r in flight.resources
+            if blamed.get(r.name) == r.version
+            and ((g := state.good.get(r.name)) is None or g.version != r.version)
+        )
+        accepted = tuple(r for r in flight.resources if r not in skipped)
+        state.in_flight.clear()
+        if state.recovery is not None:
+            state.recovery.nonce = ""
+        events: list[Event] = [self._accepted(state, replace(flight, resources=accepted), now_s)]
+        events += self._refused(state, replace(older[-1], resources=skipped), error)
+        return [*events, *self._release(state, error)]
 
     def _settle_older(self, state: TypeState, request: SotwRequest, now_s: float) -> list[Event]:
         """Answering the newest response answers the older ones too: they came in order.
@@ -64,6 +98,7 @@ class SotwStream(StreamMachine):
     def _start(self, state: TypeState, request: SotwRequest) -> list[Event]:
         type_url = state.subscription.type_url
         self._start_over(state, fresh=not request.version_info)
+        state.came_back = bool(request.version_info)
         state.subscription.replace(request.names)
         state.sent.clear()
         state.asked |= state.subscription.names

@@ -8,6 +8,9 @@ from xds_server.model.snapshot import Resource
 
 SILENT_AFTER_S = 5.0
 """A response unanswered for longer makes its client silent: neither ACK nor NACK."""
+WITHDRAW_AFTER_S = 10.0
+"""Own clusters that a client is silent about for longer are taken back: it may have refused one
+and be unable to say so. Envoy 1.40 is, when a cluster fails after it has begun to warm."""
 
 
 @dataclass(frozen=True, slots=True)

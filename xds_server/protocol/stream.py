@@ -20,7 +20,7 @@ from xds_server.protocol.holds import NONE, Holds
 from xds_server.protocol.messages import Response
 from xds_server.protocol.ordering import HOLD_MAX_S, ORDER, POINTERS, TARGETS
 from xds_server.protocol.quarantine import Quarantine
-from xds_server.protocol.recovery import Recovery
+from xds_server.protocol.recovery import Recovery, mentions
 from xds_server.protocol.state import (
     IN_FLIGHT_MAX,
     PIPELINE_AFTER_S,
@@ -31,7 +31,7 @@ from xds_server.protocol.state import (
     TypeState,
     Update,
 )
-from xds_server.protocol.status import SILENT_AFTER_S
+from xds_server.protocol.status import SILENT_AFTER_S, WITHDRAW_AFTER_S
 
 
 class StreamMachine(Holds):
@@ -102,6 +102,7 @@ class StreamMachine(Holds):
         self._quiet = False
         responses: list[Response] = []
         unwedged = self._unwedge(snapshot, now_s)
+        self._withdraw(now_s)
         if not self._targets_unsettled(snapshot):
             self._gate.pointers.release()
         kept = self._kept(snapshot, now_s)
@@ -217,6 +218,7 @@ class StreamMachine(Holds):
                 waits.append(state.recovery.since_s + HOLD_MAX_S)
             if state.subscription.type_url == CDS and state.oldest_s is not None:
                 waits.append(max(state.oldest_s, self._unwedged_at_s) + SILENT_AFTER_S)
+                waits.append(state.oldest_s + WITHDRAW_AFTER_S)
         return min((w for w in waits if w > now_s), default=None) if waits else None
 
     # -- requests --------------------------------------------------------------------
@@ -244,13 +246,14 @@ class StreamMachine(Holds):
         if state.recovery is not None and state.recovery.nonce == nonce:
             state.recovery.nonce = ""
         if error is not None:
-            return self._refused(state, flight, error)
-        return [self._accepted(state, flight, now_s)]
+            return [*self._refused(state, flight, error), *self._release(state, error)]
+        return [self._accepted(state, flight, now_s), *self._release(state, "")]
 
     def _accepted(self, state: TypeState, flight: InFlight, now_s: float) -> Event:
         type_url = state.subscription.type_url
         if not flight.heartbeat:
             state.version_acked = flight.version
+            state.came_back = False  # what it has is known now
             for r in flight.resources:
                 if r.name in state.sent:
                     state.acked[r.name] = r.version
@@ -281,10 +284,12 @@ class StreamMachine(Holds):
             for r in state.suspects(flight)
             if self._quarantine.of(r) is None and not recovery.suspects(r)
         ]
+        state.refused.update(r.name for r in suspects)
+        if self._would_take(state, suspects, error):
+            return events
         for r in suspects:
             state.sent[r.name] = UNKNOWN
             state.acked.pop(r.name, None)
-            state.refused.add(r.name)
         if len(suspects) == 1:
             (culprit,) = suspects
             good = state.good.get(culprit.name)
@@ -292,10 +297,23 @@ class StreamMachine(Holds):
             good_version = good.version if good else ""
             events.append(Quarantined(type_url, culprit.name, culprit.version, error, good_version))
         elif suspects:
-            recovery.split(suspects)
+            recovery.split(suspects, error)
         state.recovery = None if recovery.over else recovery
         state.settled = None
         return events
+
+    def _would_take(self, state: TypeState, suspects: list[Resource], error: str) -> bool:
+        """Whether to look for the culprit would take away what the client may be using.
+
+        A state of the world that lacks half of the suspects removes them. From a client that
+        came back with a world of its own, nothing generated is taken on mere suspicion: it goes
+        on with what it has until the content changes.
+        """
+        if not suspects or not state.came_back or state.subscription.type_url not in self._whole:
+            return False
+        if all(r.name in state.good for r in suspects):
+            return False
+        return not any(r.own or mentions(error, r.name) for r in suspects)
 
     def _start_over(self, state: TypeState, *, fresh: bool) -> None:
         """First request of a type. A ``fresh`` client has nothing, so nothing is proven bad."""
@@ -340,7 +358,7 @@ class StreamMachine(Holds):
         """Return what is due; while a culprit is looked for, with the next half on offer."""
         recovery = state.recovery
         update = self._missing(state, self._target(state, snapshot, kept))
-        if recovery is None or recovery.nonce:
+        if recovery is None or recovery.nonce or recovery.withheld:
             return False, update
         if state.subscription.type_url in POINTERS and self._targets_unsettled(snapshot):
             return False, update
@@ -355,8 +373,12 @@ class StreamMachine(Holds):
     def _give_up(self, state: TypeState, now_s: float) -> None:
         """A client that does not answer tells nothing: offer all again, as to any other."""
         recovery = state.recovery
-        if recovery is not None and recovery.nonce and now_s - recovery.since_s >= HOLD_MAX_S:
-            state.recovery = None
+        if recovery is None or not recovery.nonce or now_s - recovery.since_s < HOLD_MAX_S:
+            return
+        offered = (r for f in state.in_flight.values() for r in f.resources)
+        if state.subscription.type_url == CDS and any(r.own for r in offered):
+            return  # they will be taken back
+        state.recovery = None
 
     def _passing(
         self, state: TypeState, update: Update, snapshot: Snapshot, now_s: float

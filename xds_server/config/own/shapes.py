@@ -131,6 +131,7 @@ def _resource(tree: Tree, type_url: TypeUrl, value: Value, at: KeyPath) -> Itera
             make_resource(type_url, name, body),
             aliases=_aliases(message) if type_url == VHDS else (),
             needs=tuple(r.name for r in references if r.type_url == EDS and r.name != name),
+            own=True,
         )
         yield Own(resource, tuple(references), tree, at)
 
