@@ -1,7 +1,7 @@
 """The admin API as a Starlette application over a read-only view of the control plane."""
 
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
@@ -12,12 +12,13 @@ from starlette.routing import Route
 
 from xds_server.admin.answers import json_response as _json
 from xds_server.admin.answers import problem_response as _problem
-from xds_server.admin.history import history_routes
 from xds_server.admin.services import ServicesView, service_routes
-from xds_server.history.writer import History
 from xds_server.model.decision import Explanation
 from xds_server.model.status import Status
 from xds_server.observability import Metrics
+
+if TYPE_CHECKING:
+    from xds_server.history.writer import History
 
 ENDPOINTS: Final[Mapping[str, str]] = {
     "/metrics": "Prometheus metrics",
@@ -54,8 +55,13 @@ class View(ServicesView, Protocol):
         ...
 
 
-def create_admin(view: View, metrics: Metrics, history: History | None = None) -> Starlette:
+def create_admin(view: View, metrics: Metrics, history: "History | None" = None) -> Starlette:
     """Return the application; it holds no state of its own."""
+    routes: list[Route] = []
+    if history is not None:
+        from xds_server.admin.history import history_routes  # DuckDB takes a while to import
+
+        routes = history_routes(history)
 
     async def index(_: Request) -> Response:
         return _json({"endpoints": ENDPOINTS})
@@ -91,7 +97,7 @@ def create_admin(view: View, metrics: Metrics, history: History | None = None) -
             Route("/v1/status", status),
             Route("/v1/explain/{application}/{service}", explain),
             *service_routes(view),
-            *(history_routes(history) if history is not None else ()),
+            *routes,
         ],
         exception_handlers={HTTPException: _http_problem},
     )

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from xds_server.admin.answers import json_response, problem_response
 from xds_server.errors import HistoryError
+from xds_server.history.files import explained
 from xds_server.history.read import Query, Reader
 from xds_server.history.writer import History
 
@@ -111,16 +112,19 @@ def history_routes(history: History) -> list[Route]:
 
 def _exported(reader: Reader, query: Query, form: str) -> BinaryIO:
     """Write an export beside the history and return it, open and without a name."""
-    handle, name = tempfile.mkstemp(
-        dir=reader.path.parent, prefix=f".{reader.path.name}.export-", suffix=f".{form}"
-    )
+    try:
+        handle, name = tempfile.mkstemp(
+            dir=reader.path.parent, prefix=f".{reader.path.name}.export-", suffix=f".{form}"
+        )
+    except OSError as error:
+        raise explained(reader.path.parent, error) from error
     os.close(handle)
     path = Path(name)
     try:
         reader.export(query, form, path)
         return path.open("rb")
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _chunks(stream: BinaryIO) -> Iterator[bytes]:

@@ -239,6 +239,8 @@ class ControlPlane:
         breaches = self._record_nodes()
         if self.history.up:
             self._put_history(turn, span_s, breaches)
+        else:
+            self.history.missed()
         if turn.duration_s > self.mesh.engine.tick_s:
             self.metrics.tick_overruns_total.inc()
 

@@ -26,8 +26,6 @@ def connect(path: Path, *, read_only: bool = False) -> duckdb.DuckDBPyConnection
     """
     try:
         if not read_only:
-            for left in path.parent.glob(f".{path.name}.export-*"):
-                left.unlink(missing_ok=True)  # of a process that was killed
             _make(path)
         connection = duckdb.connect(str(path), read_only=read_only, config=_LIMITS)
     except (duckdb.Error, OSError) as error:
@@ -37,6 +35,9 @@ def connect(path: Path, *, read_only: bool = False) -> duckdb.DuckDBPyConnection
     except BaseException:
         connection.close()
         raise
+    if not read_only:  # now it is ours alone, and so is what a killed process left
+        for left in path.parent.glob(f".{path.name}.export-*"):
+            left.unlink(missing_ok=True)
     return connection
 
 

@@ -107,6 +107,11 @@ class History:
                 self._metrics.history_dropped_total.labels("queue").inc()
             self._wake.notify()
 
+    def missed(self) -> None:
+        """Count a tick that was not handed over, since history is down."""
+        if self._settings is not None:
+            self._metrics.history_dropped_total.labels("off").inc()
+
     def configure(self, settings: HistorySettings | None) -> None:
         """Write to another file, with other bounds, or no longer."""
         with self._wake:
