@@ -14,7 +14,7 @@ from tests.unit.history_records import NOON_S, frame, record, slot
 from xds_server.errors import HistoryError
 from xds_server.history import events, writer
 from xds_server.history.batch import Batch, Batcher
-from xds_server.history.files import connect
+from xds_server.history.files import connect, explained
 from xds_server.history.read import Query, Reader
 from xds_server.history.series import SeriesIds
 from xds_server.history.store import Store
@@ -310,6 +310,20 @@ def test_a_path_that_cannot_be_written_is_refused_with_the_remedy(
     with pytest.raises(HistoryError) as caught:
         connect(tmp_path / where)
     assert "can be written" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ('IO Error: Could not set lock on file "h": Conflicting lock is held', "end that process"),
+        ("IO Error: Corrupt database file: computed checksum 1 in block 2", "a new one is begun"),
+        ("Failed to commit: Could not write file: No space left on device", "free some space"),
+        ('IO Error: Cannot open file "h": Permission denied', "can be written"),
+        ("INTERRUPT Error: Interrupted!", "less time"),
+    ],
+)
+def test_each_fault_of_a_file_has_its_remedy(text: str, remedy: str) -> None:
+    assert remedy in explained(Path("h"), duckdb.Error(text)).remedy
 
 
 def test_an_empty_file_and_what_a_killed_process_left_are_no_obstacle(tmp_path: Path) -> None:

@@ -45,8 +45,10 @@ def explained(path: Path, error: Exception) -> HistoryError:
     """What went wrong and what a person can do about it."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     low = text.lower()
-    if "lock" in low:
+    if "set lock" in low:
         remedy = "end that process, or give this one a history.path of its own"
+    elif any(sign in low for sign in ("no space", "could not write", "disk quota")):
+        remedy = "free some space"
     elif isinstance(error, OSError) or any(
         sign in low
         for sign in ("permission", "no such file", "read-only", "cannot open", "is a directory")
@@ -54,8 +56,6 @@ def explained(path: Path, error: Exception) -> HistoryError:
         remedy = "give it a path that can be written, in a folder that exists"
     elif "interrupt" in low:
         remedy = "it took too long: ask for less time or a coarser resolution"
-    elif "no space" in low or "disk" in low:
-        remedy = "free some space"
     else:
         remedy = f"move it away (`mv {path} {path}.damaged`) and a new one is begun"
     return HistoryError(str(path), text[:300], remedy)
