@@ -102,7 +102,8 @@ def test_a_dearer_provider_never_gets_more(seed: int, which: int, extra_ms: floa
     flow = demand[pairs.route]
     was = pairs.sum_by_provider(flow * before.shares)[which]
     now_gets = pairs.sum_by_provider(flow * after.shares)[which]
-    assert now_gets <= was * (1 + 1e-3) + 1e-6
+    # Both are solved to a gap, which near saturation leaves loads uncertain by that much.
+    assert now_gets <= was * (1 + 1e-2) + 1e-6
 
 
 @given(st.integers(0, 10_000))
