@@ -23,6 +23,8 @@ from xds_server.model.ids import RDS, RTDS
 SETTLE_S = 30.0
 QUIET_S = 0.3
 STALLED_SHARE = 0.1
+WARM = 50
+"""Streams that are open before memory is looked at: the first ones build what all share."""
 LARGE = ("--providers", "280", "--name-bytes", "500")
 """One response is 143 KB: more than a stream's window and gRPC's write buffer together."""
 STALL_PUSHES_MAX = 4
@@ -44,7 +46,6 @@ class Pair:
 
     server: Child
     clients: Child
-    rss_before_bytes: int
 
     @classmethod
     async def start(cls, stack: AsyncExitStack, kind: str, *shape: str) -> "Pair":
@@ -54,14 +55,23 @@ class Pair:
         stack.push_async_callback(server.stop)
         clients = await Child.start("bench.push_client", f"127.0.0.1:{port}")
         stack.push_async_callback(clients.stop)
-        state = await server.ask("state")
-        return cls(server, clients, state["rss_bytes"])
+        await server.ask("state")
+        return cls(server, clients)
 
-    async def connect(self, streams: int) -> None:
-        """Open streams that get routes and read them."""
-        await self.clients.ask("connect", count=streams, type_url=RDS)
-        await self.clients.ask("read", first=0, last=streams)
+    async def connect(self, streams: int, have: int = 0) -> None:
+        """Open streams that get routes and read them, until there are so many."""
+        await self.clients.ask("connect", count=streams - have, type_url=RDS)
+        await self.clients.ask("read", first=have, last=streams)
         await self.until(lambda state: state["streams"] == streams and state["acks"] >= streams)
+
+    async def warm(self) -> int:
+        """Open and use the first streams; return the memory that there is then, bytes."""
+        await self.connect(WARM)
+        await self.server.ask("arrange", groups=1)
+        await self.quiet()
+        await self.server.ask("push", pushes=5, streams=WARM)
+        state = await self.server.ask("state")
+        return int(state["rss_bytes"])
 
     async def until(self, test: Callable[[Answer], bool]) -> Answer:
         """Wait for a state of the server."""
@@ -84,20 +94,18 @@ class Pair:
         await asyncio.sleep(QUIET_S)
         return await self.until(same)
 
-    def rss_kb(self, state: Answer, streams: int) -> float:
-        """Memory that came with each stream, KiB."""
-        return float(state["rss_bytes"] - self.rss_before_bytes) / streams / 1024
-
 
 async def measure(options: Options) -> dict[str, Any]:
     """Both kinds of push, and stalls."""
     async with AsyncExitStack() as stack:
         ours = await Pair.start(stack, "ours")
         echo = await Pair.start(stack, "echo")
+        before = [await pair.warm() for pair in (ours, echo)]
         for pair in (ours, echo):
-            await pair.connect(options.streams)
+            await pair.connect(options.streams, WARM)
         shared = await _compare(ours, echo, options, groups=1)
-        memory = await _memory(ours, echo, options.streams)
+        after = [int((await p.server.ask("state"))["rss_bytes"]) for p in (ours, echo)]
+        memory = _memory(before, after, options.streams - WARM)
         await ours.clients.ask("subscribe", type_url=RTDS, first=0, last=options.streams)
         await ours.quiet()
         grouped = await _compare(ours, echo, options, groups=options.groups)
@@ -135,9 +143,9 @@ async def _compare(ours: Pair, echo: Pair, options: Options, *, groups: int) -> 
     }
 
 
-async def _memory(ours: Pair, echo: Pair, streams: int) -> dict[str, float]:
-    ours_kb = ours.rss_kb(await ours.server.ask("state"), streams)
-    echo_kb = echo.rss_kb(await echo.server.ask("state"), streams)
+def _memory(before: list[int], after: list[int], streams: int) -> dict[str, float]:
+    """What came with each stream, ours and the echo's, KiB."""
+    ours_kb, echo_kb = ((a - b) / streams / 1024 for b, a in zip(before, after, strict=True))
     return {
         "rss_ratio": round(ours_kb / echo_kb, 3),
         "ours_kb": round(ours_kb, 1),
@@ -214,12 +222,14 @@ def _table(result: dict[str, Any]) -> None:
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument("--streams", type=int, default=1000, help="at least 100")
     parser.add_argument("--pushes", type=int, default=10, help="per run")
     parser.add_argument("--runs", type=int, default=5, help="of each of the two servers")
     parser.add_argument("--groups", type=int, default=40, help="with weights of their own")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if given.streams < 2 * WARM:
+        parser.error(f"--streams: at least {2 * WARM}")
     options = Options(given.streams, given.pushes, given.runs, given.groups)
     result = asyncio.run(measure(options))
     if given.json:

@@ -7,8 +7,8 @@ often: with Python's defaults a fifth of a push's CPU went to that (measured, 1,
 import gc
 from typing import Final
 
-ALLOCATIONS: Final = 10_000
-"""Container objects made and not freed before young ones are looked at: some 2 MB at most."""
+ALLOCATIONS: Final = 50_000
+"""Container objects made and not freed before young ones are looked at: some 10 MB at most."""
 
 
 def tune() -> None:
