@@ -118,7 +118,9 @@ async def test_case_76_who_does_not_read_is_given_up_and_hears_of_it_when_it_rea
         assert sorted(world.seen.reasons) == ["client", "stalled"]
 
 
-async def test_a_stalled_client_that_goes_leaves_nothing() -> None:
+async def test_a_stalled_client_that_goes_leaves_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     tasks = len(asyncio.all_tasks())
     async with serving(routes("1", LARGE_BYTES), write_timeout_s=0.1) as world:
         async with world.stream():
@@ -129,6 +131,7 @@ async def test_a_stalled_client_that_goes_leaves_nothing() -> None:
             async with asyncio.timeout(2.0):
                 await world.services.drain(0.0, 10.0)
     await eventually("no task is left", lambda: len(asyncio.all_tasks()) <= tasks)
+    assert [r.getMessage() for r in caplog.records if "ExecuteBatchError" in r.getMessage()] == []
 
 
 async def test_a_slow_reader_that_reads_in_time_is_not_given_up() -> None:

@@ -196,7 +196,11 @@ class DiscoveryServices:
             await context.abort(error.code, str(error)[:1000])
         except StreamStalledError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the client does not read")
-        except (asyncio.CancelledError, grpc.aio.BaseError):  # the client is gone
+        except grpc.aio.InternalError as error:
+            # A write failed since the client is gone, and gRPC has not said so yet: what it is
+            # about to do would do here, and is not worth its traceback.
+            raise asyncio.CancelledError from error
+        except (asyncio.CancelledError, grpc.aio.BaseError):
             raise
         except Exception:  # ours: this stream ends, the others go on
             log.exception("xds.stream_failed", **facts)
