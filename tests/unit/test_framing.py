@@ -89,12 +89,15 @@ def test_case_73_a_delta_heartbeat_has_names_versions_and_ttls_but_no_bodies(
     assert not any(r.HasField("resource") for r in parsed.resources)
 
 
-def test_case_79_a_resource_is_framed_once_for_all_streams() -> None:
-    resource = Resource(CDS, "shared", "1", b"body")
-    assert framing.wrapped(resource) is framing.wrapped(Resource(CDS, "shared", "1", b"body"))
+def test_case_79_a_resource_is_framed_once_for_all_streams_unless_it_is_large() -> None:
+    small = Resource(CDS, "shared", "1", b"body")
+    large = Resource(CDS, "large", "1", b"x" * (framing.SHARED_MAX_BYTES + 1))
+    for shared in (framing._delta, framing._sotw):
+        assert shared(small) is shared(small)
+        assert shared(large) == shared(large)
+        assert shared(large) is not shared(large)
 
 
-@given(BODIES, BODIES)
 def test_frames_of_equal_names_and_versions_differ_when_their_bodies_do(
     one: bytes, other: bytes
 ) -> None:

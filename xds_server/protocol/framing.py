@@ -10,8 +10,10 @@ from functools import lru_cache
 
 from xds_server.model.snapshot import Resource
 
-FRAMES_KEPT = 16_384
+FRAMES_KEPT = 2_048
 """Frames kept for sharing, the least recently used dropped first; a miss costs one copy."""
+SHARED_MAX_BYTES = 1 << 16
+"""A larger resource is framed anew for each stream, so what is kept stays below 128 MiB."""
 
 
 def varint(value: int) -> bytes:
@@ -52,7 +54,6 @@ def _duration(duration_s: float) -> bytes:
     )
 
 
-@lru_cache(maxsize=FRAMES_KEPT)
 def wrapped(resource: Resource) -> bytes:
     """``envoy.service.discovery.v3.Resource`` with its body."""
     return (
@@ -86,7 +87,6 @@ def _ttl(resource: Resource) -> bytes:
 _RESOURCE_URL = "type.googleapis.com/envoy.service.discovery.v3.Resource"
 
 
-@lru_cache(maxsize=FRAMES_KEPT)
 def _sotw_frame(resource: Resource) -> bytes:
     """A resource with a TTL travels inside a Resource, any other inside an Any alone."""
     if resource.ttl_s is not None:
@@ -94,9 +94,22 @@ def _sotw_frame(resource: Resource) -> bytes:
     return field(2, _any(resource.type_url, resource.body))
 
 
-@lru_cache(maxsize=FRAMES_KEPT)
 def _delta_frame(resource: Resource) -> bytes:
     return field(2, wrapped(resource))
+
+
+_sotw_shared = lru_cache(maxsize=FRAMES_KEPT)(_sotw_frame)
+_delta_shared = lru_cache(maxsize=FRAMES_KEPT)(_delta_frame)
+
+
+def _sotw(resource: Resource) -> bytes:
+    small = len(resource.body) <= SHARED_MAX_BYTES
+    return _sotw_shared(resource) if small else _sotw_frame(resource)
+
+
+def _delta(resource: Resource) -> bytes:
+    small = len(resource.body) <= SHARED_MAX_BYTES
+    return _delta_shared(resource) if small else _delta_frame(resource)
 
 
 def sotw_response(
@@ -106,7 +119,7 @@ def sotw_response(
     return b"".join(
         (
             _shared(1, version_info),
-            *map(_sotw_frame, resources),
+            *map(_sotw, resources),
             _shared(4, type_url),
             text(5, nonce),
         )
@@ -122,7 +135,7 @@ def delta_response(
     unresolvable: Iterable[str] = (),
 ) -> bytes:
     """Encode a DeltaDiscoveryResponse; ``unresolvable`` are aliases of nothing."""
-    parts = [_shared(1, version_info), *map(_delta_frame, resources)]
+    parts = [_shared(1, version_info), *map(_delta, resources)]
     if unresolvable:
         parts += [field(2, unresolved(alias)) for alias in unresolvable]
     parts += (_shared(4, type_url), text(5, nonce))
