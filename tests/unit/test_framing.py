@@ -98,6 +98,7 @@ def test_case_79_a_resource_is_framed_once_for_all_streams_unless_it_is_large() 
         assert shared(large) is not shared(large)
 
 
+@given(BODIES, BODIES)
 def test_frames_of_equal_names_and_versions_differ_when_their_bodies_do(
     one: bytes, other: bytes
 ) -> None:
