@@ -106,6 +106,7 @@ class Ours:
         self._ads = DiscoveryServices(self._plane, self._recorder, self._clock, limits=fast)
         self._groups = world.group_keys(1)
         self._generator = np.random.default_rng(1)
+        self._next = world.overlay(shape, self._groups, self._generator)
         self._settings = mesh.server
         self._before = self._sent()
 
@@ -125,12 +126,16 @@ class Ours:
         self._groups = world.group_keys(groups)
         for i, node_id in enumerate(sorted(self._plane.publisher.nodes)):
             self._plane.publisher.set_group(node_id, self._groups[i % groups])
+        self.draw()
         await self.push()
+
+    def draw(self) -> None:
+        """Think of other weights: what the engine does, and not measured here."""
+        self._next = world.overlay(self._shape, self._groups, self._generator)
 
     async def push(self) -> None:
         """Publish new weights."""
-        weights = world.overlay(self._shape, self._groups, self._generator)
-        self._plane.publisher.publish(weights, self._clock.now_s())
+        self._plane.publisher.publish(self._next, self._clock.now_s())
 
     @property
     def push_bytes(self) -> int:
@@ -210,6 +215,9 @@ class Echo:
         del groups
         await self.push()
 
+    def draw(self) -> None:
+        """Nothing changes but the moment."""
+
     async def push(self) -> None:
         """Write to every stream."""
         payload = self._payload
@@ -251,15 +259,17 @@ class Commands:
     async def push(self, pushes: int, streams: int) -> Answer:
         """Change something, wait for every answer; so many times."""
         acks, wall_s, latencies_s = self._server.acks, [], []
-        begun_cpu_s = _cpu_s()
+        cpu_s = 0.0
         for _ in range(pushes):
+            self._server.draw()
             acks.expect(streams)
+            begun_cpu_s = _cpu_s()
             changed_s = time.perf_counter()
             await self._server.push()
             await acks.wait()
+            cpu_s += _cpu_s() - begun_cpu_s
             latencies_s += [at - changed_s for at in acks.at_s]
             wall_s.append(max(acks.at_s) - changed_s)
-        cpu_s = _cpu_s() - begun_cpu_s
         return {
             "cpu_us": 1e6 * cpu_s / (pushes * streams),
             "wall_ms": 1e3 * float(np.median(wall_s)),

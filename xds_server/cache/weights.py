@@ -1,7 +1,7 @@
 """Weights as bytes: for all groups of an application at once, and for single nodes."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from xds_server.model.snapshot import Resource, TypeSnapshot
 from xds_server.resources.mesh import ApplicationResources, GrpcResources
 from xds_server.resources.route import RouteTemplate
 from xds_server.resources.runtime import LAYER
-from xds_server.resources.versions import make_resource, type_snapshot
+from xds_server.resources.versions import content_version, make_resource, type_snapshot
 from xds_server.resources.weights import validate_weights
 
 Table = dict[ServiceName, dict[ProviderName, int]]
@@ -108,9 +108,10 @@ def _runtimes(
     keys = parts.runtime.keys
     numbers = np.array([[t[s][p] for s, p in keys] for t in tables], dtype=np.float64)
     bodies = parts.runtime.bytes_but_weights.fill(numbers.reshape(len(tables), len(keys)))
-    plain = (make_resource(RTDS, LAYER, body, ttl_s) for body in bodies)
     # A client may have dropped what expired, so an epoch counts as part of the content.
-    return [replace(r, version=f"{r.version}-{epoch}") for r in plain]
+    return [
+        Resource(RTDS, LAYER, f"{content_version(body)}-{epoch}", body, ttl_s) for body in bodies
+    ]
 
 
 def _routes(

@@ -22,7 +22,13 @@ def make_resource(
 
 def type_snapshot(resources: Iterable[Resource]) -> TypeSnapshot:
     """Collect resources of one type, sorted by name; two of one name are a bug here."""
-    ordered = sorted(resources, key=lambda r: r.name)
+    ordered = list(resources)
+    if len(ordered) == 1:  # as a group's weights are, of which there are many
+        (r,) = ordered
+        if not r.aliases and not r.on_demand:
+            line = f"{r.name} {r.version}".encode()
+            return TypeSnapshot(content_version(line), MappingProxyType({r.name: r}))
+    ordered.sort(key=lambda r: r.name)
     by_name = {r.name: r for r in ordered}
     if len(by_name) != len(ordered):
         raise ValueError(f"duplicate names among {[r.name for r in ordered]}")
