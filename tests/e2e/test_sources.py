@@ -222,5 +222,11 @@ async def test_the_engine_follows_a_price_that_an_http_server_says(world: World)
             return bool(price["value"] == 20.0 and price["age_s"] > 1.0)
 
         await eventually("it holds, and grows old", old, within_s=15.0)
-        world.price.status, world.price.body = 200, b'{"per_million_requests_usd": 1.0}'
-        await eventually("it is fair again", even, within_s=40.0)
+        # At an equal price there would be no reason to move back; at a lower one there is.
+        world.price.status, world.price.body = 200, b'{"per_million_requests_usd": 0.05}'
+
+        async def cheaper() -> bool:
+            shares = await world.share("h")
+            return bool(shares) and min(shares) > 0.2
+
+        await eventually("the cheap one gets traffic", cheaper, within_s=40.0)
