@@ -4,7 +4,7 @@ import pytest
 from envoy.service.discovery.v3 import discovery_pb2 as discovery_pb
 
 from tests.unit.client import TYPES, Client, snapshot
-from xds_server.model.ids import CDS, EDS, LDS, RDS, RTDS
+from xds_server.model.ids import CDS, EDS
 from xds_server.model.snapshot import Resource, Snapshot
 from xds_server.protocol.events import Acked, Stale, Subscribed
 from xds_server.protocol.messages import Response, SotwRequest
@@ -263,17 +263,6 @@ def test_progress_says_what_was_sent_acked_and_refused(client: Client) -> None:
     (cds,) = client.stream.progress(0.0)
     assert (cds.version_sent, cds.version_acked) == (bad, good)
     assert (cds.nacks, cds.last_nack) == (1, "no such filter")
-
-
-def test_a_stream_knows_what_it_was_asked_for(client: Client) -> None:
-    assert not client.stream.subscribes_to(RTDS)
-    client.ask("RTDS", "w")
-    assert client.stream.subscribes_to(RTDS)
-    client.ask("RTDS")
-    assert not client.stream.subscribes_to(RTDS)
-    client.ask("LDS")
-    assert client.stream.subscribes_to(LDS)
-    assert not client.stream.subscribes_to(RDS)
 
 
 def test_case_33_a_name_that_is_asked_for_twice_is_sent_once() -> None:

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from xds_server.model.ids import GroupKey, NodeId, ProviderName
+from xds_server.model.ids import GroupKey, NodeId
 from xds_server.model.snapshot import Node, Snapshot
 from xds_server.ports import Wakeup
 from xds_server.protocol.quarantine import Quarantine
@@ -28,7 +28,6 @@ class NodeHandle:
         self.runtime = False
         self.heartbeat_seq = 0
         self.quarantine = quarantine
-        self.masked: frozenset[ProviderName] = frozenset()  # in force in the snapshot
         self.kind = 0  # the same for nodes that differ in nothing that a snapshot depends on
         self._snapshot = snapshot
         self._wakeups: tuple[Wakeup, ...] = ()  # one, as a rule

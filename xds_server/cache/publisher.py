@@ -49,7 +49,7 @@ from xds_server.resources.mesh import (
 log = structlog.get_logger()
 
 HEARTBEATS_PER_TTL = 3
-MASKED_MAX = 1024
+VARIANTS_MAX = 1024
 """Combinations of group and masked providers, and groups of gRPC clients, that are kept
 encoded; beyond that all are forgotten, and encoded again when they are asked for."""
 KINDS_MAX = 16_384
@@ -65,7 +65,7 @@ class _Weights:
 
     overlay: Overlay = _NO_OVERLAY
     encoded: dict[GroupKey, Encoded] = field(default_factory=dict)
-    masked: dict[tuple[object, ...], Encoded | TypeSnapshot] = field(default_factory=dict)
+    variants: dict[tuple[object, ...], Encoded | TypeSnapshot] = field(default_factory=dict)
     epoch: int = 0
     renewed_at_s: float | None = None
     heartbeat_at_s: float = float("-inf")
@@ -105,7 +105,7 @@ class Publisher:
         masked = self._readiness.masked(node.node_id)
         snapshot = self._compose(node, group, masked, runtime=False)
         handle = NodeHandle(node, snapshot, group, self._quarantines.open(node.node_id))
-        handle.masked, handle.kind = masked, self._kind(node)
+        handle.kind = self._kind(node)
         if not others:
             self._readiness.offer(node.node_id, self._clusters(node), 0.0)
         self._nodes.setdefault(node.node_id, []).append(handle)
@@ -220,14 +220,14 @@ class Publisher:
     def _refresh(self, handles: Iterable[NodeHandle]) -> None:
         shared: dict[tuple[object, ...], Snapshot] = {}
         for handle in handles:
-            handle.masked = self._readiness.masked(handle.node.node_id)
+            masked = self._readiness.masked(handle.node.node_id)
             # By identity, since to hash a group costs as much as all else here.
-            key = (handle.kind, id(handle.group), handle.masked, handle.runtime)
+            key = (handle.kind, id(handle.group), masked, handle.runtime)
             composed = shared.get(key)
             if composed is None:
                 try:
                     composed = self._compose(
-                        handle.node, handle.group, handle.masked, runtime=handle.runtime
+                        handle.node, handle.group, masked, runtime=handle.runtime
                     )
                 except UnknownApplicationError as error:
                     # Its application left the configuration: it keeps what it has.
@@ -343,7 +343,7 @@ class Publisher:
             if encoded.get(group) == old:
                 encoded[group] = old
         self._weights.encoded = encoded
-        self._weights.masked = {}
+        self._weights.variants = {}
 
     @property
     def _ttl_s(self) -> float:
@@ -353,7 +353,7 @@ class Publisher:
         self, parts: ApplicationResources, masked: frozenset[ProviderName]
     ) -> TypeSnapshot:
         key = (parts.baseline_routes.version, masked)
-        found = self._weights.masked.get(key)
+        found = self._weights.variants.get(key)
         if not isinstance(found, TypeSnapshot):
             found = self._keep(key, baseline_masked(parts, masked))
         return found
@@ -362,7 +362,7 @@ class Publisher:
         self, parts: ApplicationResources, group: GroupKey, masked: frozenset[ProviderName]
     ) -> Encoded:
         key = (group, masked)
-        found = self._weights.masked.get(key)
+        found = self._weights.variants.get(key)
         if not isinstance(found, Encoded):
             asked = self._weights.overlay.weights.get(group, {})
             epoch = self._weights.epoch
@@ -371,14 +371,14 @@ class Publisher:
 
     def _encoded_grpc(self, parts: GrpcResources, group: GroupKey) -> TypeSnapshot:
         key = (group, "gRPC")
-        found = self._weights.masked.get(key)
+        found = self._weights.variants.get(key)
         if not isinstance(found, TypeSnapshot):
             asked = self._weights.overlay.weights.get(group, {})
             found = self._keep(key, encode_routes(parts, asked))
         return found
 
     def _keep(self, key: tuple[object, ...], encoded: _T) -> _T:
-        if len(self._weights.masked) >= MASKED_MAX:
-            self._weights.masked.clear()
-        self._weights.masked[key] = encoded
+        if len(self._weights.variants) >= VARIANTS_MAX:
+            self._weights.variants.clear()
+        self._weights.variants[key] = encoded
         return encoded

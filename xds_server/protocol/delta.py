@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from xds_server.model.ids import CDS, ECDS, RDS, VHDS, Nonce, ResourceName, TypeUrl, Version
+from xds_server.model.ids import ECDS, RDS, VHDS, Nonce, ResourceName, TypeUrl, Version
 from xds_server.model.snapshot import Resource, TypeSnapshot
 from xds_server.protocol import framing
 from xds_server.protocol.events import Event, Subscribed, UnknownType
@@ -62,9 +62,7 @@ class DeltaStream(StreamMachine):
             # What the client kept from an earlier stream counts as sent, and applied.
             state.sent = {name: Sent(v) for name, v in request.initial_versions.items()}
             state.acked = dict(request.initial_versions)
-            state.resumed = bool(request.initial_versions)
-            if type_url == CDS and self._only is None:
-                self._came_back = state.resumed
+            state.from_before = bool(request.initial_versions)
         events: list[Event] = []
         if request.response_nonce:
             events = self._settle(state, request.response_nonce, request.error, now_s)

@@ -19,13 +19,12 @@ NONE: Set[ResourceName] = frozenset()
 class Holds(ABC):
     """What a stream remembers, and what of the newest snapshot it may have now."""
 
-    def __init__(self, drain_s: float, quarantine: Quarantine | None) -> None:
+    def __init__(self, only: TypeUrl | None, drain_s: float, quarantine: Quarantine | None) -> None:
         self._types: dict[TypeUrl, TypeState] = {}
-        self._drain_s = drain_s
+        self._only, self._drain_s = only, drain_s
         self._quarantine = quarantine if quarantine is not None else Quarantine()
         self._gate = Gate()
         self._unwedged_at_s = float("-inf")
-        self._came_back = False  # with clusters, and so with routes, from an earlier stream
 
     @abstractmethod
     def _missing(self, state: TypeState, target: Target) -> Update:
@@ -44,6 +43,13 @@ class Holds(ABC):
                 self._lacks(s) if url == CDS else (),
             )
             for url, s in self._types.items()
+        )
+
+    def silent(self, now_s: float) -> bool:
+        """Whether the client has left a response of any type unanswered for too long."""
+        return any(
+            s.oldest_s is not None and now_s - s.oldest_s > SILENT_AFTER_S
+            for s in self._types.values()
         )
 
     def resources(self) -> tuple[ResourceState, ...]:
@@ -111,7 +117,9 @@ class Holds(ABC):
         One that came back asks for clusters before it asks for routes, and uses the routes
         that it has all the while.
         """
-        if self._came_back and RDS not in self._types and snapshot.of(RDS).resources:
+        cds = self._types.get(CDS)
+        came_back = self._only is None and cds is not None and cds.from_before
+        if came_back and RDS not in self._types and snapshot.of(RDS).resources:
             return True
         for type_url in POINTERS:
             state = self._types.get(type_url)
@@ -225,17 +233,14 @@ class Holds(ABC):
         recovery = state.recovery
         if recovery is None or not recovery.withheld:
             return []
-        type_url, withheld = state.subscription.type_url, list(recovery.withheld.values())
+        withheld = list(recovery.withheld.values())
         blamed = [r for r in withheld if mentions(error, r.name)]
         if not blamed and len(withheld) == 1:
             blamed, error = withheld, error or "no answer for too long"
         recovery.withheld = {}
         events: list[Event] = []
         for r in blamed:
-            good = state.good.get(r.name)
-            self._quarantine.add(r, error, good)
-            good_version = good.version if good else ""
-            events.append(Quarantined(type_url, r.name, r.version, error, good_version))
+            events.append(self._blame(state, r, error))
             state.refused.add(r.name)
         rest = [r for r in withheld if r not in blamed]
         if blamed and rest:
@@ -244,6 +249,13 @@ class Holds(ABC):
             recovery.split(rest, error)
         state.settled = None
         return events
+
+    def _blame(self, state: TypeState, culprit: Resource, error: str) -> Quarantined:
+        """Keep it from the node, which keeps what it accepted last."""
+        good = state.good.get(culprit.name)
+        self._quarantine.add(culprit, error, good)
+        kept = good.version if good is not None else ""
+        return Quarantined(culprit.type_url, culprit.name, culprit.version, error, kept)
 
 
 def _without(

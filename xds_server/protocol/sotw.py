@@ -98,7 +98,7 @@ class SotwStream(StreamMachine):
     def _start(self, state: TypeState, request: SotwRequest) -> list[Event]:
         type_url = state.subscription.type_url
         self._start_over(state, fresh=not request.version_info)
-        state.came_back = bool(request.version_info)
+        state.from_before = bool(request.version_info)
         state.subscription.replace(request.names)
         state.sent.clear()
         state.asked |= state.subscription.names

@@ -59,8 +59,7 @@ class TypeState:
     partial: bool = False  # the last update did not fit: there is more of it
     in_flight: dict[Nonce, InFlight] = field(default_factory=dict)  # in the order of sending
     nonce: Nonce = ""
-    came_back: bool = False  # in SotW: with a version from an earlier stream
-    resumed: bool = False  # the client came with resources that it has from before
+    from_before: bool = False  # the client came with what it has from an earlier stream
     refused: set[ResourceName] = field(default_factory=set)  # NACKed, and not ACKed since
     recovery: Recovery | None = None
     settled: TypeSnapshot | None = None  # nothing is due while this is what it should have

@@ -15,7 +15,7 @@ from typing import Any
 from xds_server.errors import RemoteProtocolError
 from xds_server.model.ids import CDS, EDS, LDS, SHORT, VHDS, Nonce, ResourceName, TypeUrl, Version
 from xds_server.model.snapshot import EMPTY, Resource, Snapshot, TypeSnapshot
-from xds_server.protocol.events import Acked, Event, Nacked, Quarantined, Stale
+from xds_server.protocol.events import Acked, Event, Nacked, Stale
 from xds_server.protocol.holds import NONE, Holds
 from xds_server.protocol.messages import Response
 from xds_server.protocol.ordering import HOLD_MAX_S, ORDER, POINTERS, TARGETS
@@ -53,9 +53,9 @@ class StreamMachine(Holds):
         drain_s: float = 0.0,
         quarantine: Quarantine | None = None,
     ) -> None:
-        super().__init__(drain_s, quarantine)
+        super().__init__(only, drain_s, quarantine)
         self._nonces = count(1)
-        self._prefix, self._only = nonce_prefix, only
+        self._prefix = nonce_prefix
         self._quiet = False  # since the last poll nothing has to be done at any time
 
     # -- what subclasses decide ------------------------------------------------------
@@ -88,11 +88,6 @@ class StreamMachine(Holds):
     def use(self, quarantine: Quarantine) -> None:
         """Share the quarantine of the node, once it is known whose stream this is."""
         self._quarantine = quarantine
-
-    def subscribes_to(self, type_url: TypeUrl) -> bool:
-        """Whether the client asked for anything of that type."""
-        state = self._types.get(type_url)
-        return state is not None and not state.subscription.empty
 
     def poll(self, snapshot: Snapshot, now_s: float) -> list[Response]:
         """Return what to send now, in order; sending is assumed to succeed or end the stream."""
@@ -140,7 +135,7 @@ class StreamMachine(Holds):
             return []
         if (
             behind.in_flight
-            or behind.resumed
+            or (behind.from_before and not behind.version_sent)
             or behind.recovery is not None
             or gate.endpoints_due
             or (cds is not None and cds.partial)
@@ -253,7 +248,6 @@ class StreamMachine(Holds):
         type_url = state.subscription.type_url
         if not flight.heartbeat:
             state.version_acked = flight.version
-            state.came_back = False  # what it has is known now
             for r in flight.resources:
                 if r.name in state.sent:
                     state.acked[r.name] = r.version
@@ -291,11 +285,7 @@ class StreamMachine(Holds):
             state.sent[r.name] = UNKNOWN
             state.acked.pop(r.name, None)
         if len(suspects) == 1:
-            (culprit,) = suspects
-            good = state.good.get(culprit.name)
-            self._quarantine.add(culprit, error, good)
-            good_version = good.version if good else ""
-            events.append(Quarantined(type_url, culprit.name, culprit.version, error, good_version))
+            events.append(self._blame(state, suspects[0], error))
         elif suspects:
             recovery.split(suspects, error)
         state.recovery = None if recovery.over else recovery
@@ -309,7 +299,8 @@ class StreamMachine(Holds):
         came back with a world of its own, nothing generated is taken on mere suspicion: it goes
         on with what it has until the content changes.
         """
-        if not suspects or not state.came_back or state.subscription.type_url not in self._whole:
+        new = state.from_before and not state.version_acked
+        if not suspects or not new or state.subscription.type_url not in self._whole:
             return False
         if all(r.name in state.good for r in suspects):
             return False
@@ -331,13 +322,11 @@ class StreamMachine(Holds):
         self._give_up(state, now_s)
         offered, update = self._offer(state, snapshot, kept)
         if not update:
-            if state.resumed:  # what it kept from an earlier stream is what it should have
+            if state.from_before and not state.version_sent:  # it has what it should have
                 state.version_sent = state.version_acked = part.version
             if not kept and state.recovery is None:
                 state.settled = part
-            state.resumed = False
             return []
-        state.resumed = False
         passing = self._passing(state, update, snapshot, now_s)
         if not passing:
             return []

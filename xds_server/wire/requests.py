@@ -10,6 +10,8 @@ from xds_server.model.ids import SHORT
 from xds_server.protocol.framing import text
 from xds_server.protocol.messages import DeltaRequest, SotwRequest
 
+ERROR_MAX: Final = 4096
+"""Characters of a client's reason to refuse that are kept: it stays as long as the refusal."""
 _ACK_HEADS: Final = {text(2, url): url for url in SHORT}
 """How the ACK of each type begins: with its ``type_url``."""
 _NONCE_TAG: Final = 6 << 3 | 2
@@ -74,4 +76,5 @@ def _parse(message: Any, body: bytes) -> None:
 def _error(message: Any) -> str | None:
     if not message.HasField("error_detail"):
         return None
-    return message.error_detail.message or f"code {message.error_detail.code}"
+    detail = message.error_detail
+    return detail.message[:ERROR_MAX] or f"code {detail.code}"
