@@ -7,6 +7,13 @@ from pathlib import Path
 import structlog
 
 from xds_server.app.endpoints import Endpoints
+from xds_server.app.instances import (
+    Instance,
+    breaches_of,
+    node_status,
+    record_instances,
+    see_instances,
+)
 from xds_server.app.prices import Prices, with_prices
 from xds_server.app.registered import (
     CallRecorder,
@@ -15,7 +22,6 @@ from xds_server.app.registered import (
     show_services,
     with_capacities,
 )
-from xds_server.behaviour.bands import check_bands
 from xds_server.cache.nodes import NodeHandle
 from xds_server.cache.publisher import Publisher
 from xds_server.config import inert_keys
@@ -31,14 +37,13 @@ from xds_server.errors import ConfigError, Problem
 from xds_server.history.writer import History
 from xds_server.model.decision import Explanation
 from xds_server.model.history import Breach
-from xds_server.model.ids import RTDS, SHORT, NodeId, ProviderName, ServiceName
+from xds_server.model.ids import NodeId, ProviderName, ServiceName
 from xds_server.model.services import InstanceView, ServiceView
 from xds_server.model.snapshot import Node
-from xds_server.model.status import BandStatus, NodeStatus, Status, TypeStatus
+from xds_server.model.status import Status
 from xds_server.model.topology import Mesh
 from xds_server.observability import Metrics
 from xds_server.ports import Clock
-from xds_server.protocol.status import Standing
 from xds_server.registry.announcements import Announcements
 from xds_server.registry.leases import ADAPTER, Leases
 from xds_server.registry.registry import Registry
@@ -50,7 +55,6 @@ from xds_server.wire.client_status import ClientStatusService
 from xds_server.wire.hold import Hold
 from xds_server.wire.load_stats import LoadReportingService
 from xds_server.wire.metrics_service import MetricsService
-from xds_server.wire.pump import Stream
 from xds_server.wire.record import Recorder
 from xds_server.wire.registry_service import RegistryService
 from xds_server.wire.tape.recorder import TapeRecorder
@@ -64,8 +68,6 @@ RECONNECT_S = 2.0
 """How long a node without a stream is still the same one, with its weights, phase and windows:
 connections end by age, and Envoy is back within a second. How fast streams are let in bounds
 how many such nodes there are."""
-NAMES_SHOWN = 16
-"""Names of resources in one type's status; more are cut off."""
 LOAD_REPORTS_VALID = 3
 """Load report intervals for which what a provider said stays valid."""
 
@@ -236,9 +238,10 @@ class ControlPlane:
         span_s = self.mesh.engine.tick_s if self._turned_s is None else now_s - self._turned_s
         self._turned_s = now_s
         record_turn(self.metrics, self.engine.state.problem, turn)
-        breaches = self._record_nodes()
+        instances = see_instances(self.mesh, self.registry, turn)
+        self._record_nodes(instances)
         if self.history.up:
-            self._put_history(turn, span_s, breaches)
+            self._put_history(turn, span_s, tuple(breaches_of(instances)))
         else:
             self.history.missed()
         if turn.duration_s > self.mesh.engine.tick_s:
@@ -265,67 +268,15 @@ class ControlPlane:
         )
         self.history.put(record)
 
-    def _record_nodes(self) -> tuple[Breach, ...]:
-        """Set the metrics of nodes; return which of them breach what."""
-        metrics, last = self.metrics, self.engine.last
-        if last is None:
-            return ()
+    def _record_nodes(self, instances: Mapping[NodeId, Instance]) -> None:
+        metrics = self.metrics
         metrics.registry_pairs.set(self.registry.pairs)
         for reason, count in (self.registry.refused - self._refused_recorded).items():
             metrics.telemetry_refused_total.labels("registry", reason).inc(count)
         self._refused_recorded = Counter(self.registry.refused)
-        mute = {n for n, c in self.registry.nodes.items() if c.node.is_grpc}
-        ages = [s.telemetry_age_s for s in last.signals if s.node_id not in mute]
-        metrics.telemetry_age_seconds.set(max(ages, default=0.0))
-        applications: Counter[str] = Counter(dict.fromkeys(self.mesh.applications, 0))
-        phases = Counter(
-            {
-                (name, profile.name): 0
-                for name, application in self.mesh.applications.items()
-                for profile in application.template.profiles
-            }
-        )
-        for node_id, connected in self.registry.nodes.items():
-            application = connected.node.application
-            if application not in self.mesh.applications:
-                continue  # served with own resources only; names of strangers are no labels
-            applications[application] += 1
-            if node_id in last.phases:
-                phases[application, last.phases[node_id].phase] += 1
-        for application, count in applications.items():
-            metrics.nodes.labels(application).set(count)
-        for (application, phase), count in phases.items():
-            metrics.instances.labels(application, phase).set(count)
-        silent = {
-            s.node.node_id
-            for s in self.ads.streams
-            if s.node and any(p.silent for p in s.progress().values())
-        }
+        record_instances(metrics, self.mesh, instances)
+        silent = {s.node.node_id for s in self.ads.streams if s.node and s.silent()}
         metrics.silent_nodes.set(len(silent))
-        breaches: Counter[tuple[str, str]] = Counter()
-        found: list[Breach] = []
-        for signals in last.signals:
-            if signals.node_id in self.registry.nodes:
-                application = self.registry.nodes[signals.node_id].node.application
-                state = last.phases.get(signals.node_id)
-                for band in self._bands(signals.node_id):
-                    breaches[application, band.name] += band.state == "breach"
-                    if band.state == "breach" and band.value is not None:
-                        found.append(
-                            Breach(
-                                signals.node_id,
-                                application,
-                                state.phase if state else "",
-                                band.name,
-                                band.service,
-                                band.value,
-                                band.low,
-                                band.high,
-                            )
-                        )
-        for key, count in breaches.items():
-            metrics.behaviour_breaches.labels(*key).set(count)
-        return tuple(found)
 
     # -- View ------------------------------------------------------------------------
 
@@ -346,6 +297,7 @@ class ControlPlane:
         problem = self.engine.state.problem
         fits = last is not None and len(last.tick.decision.shares) == len(problem.excluded_because)
         turn = last if fits else None
+        instances = see_instances(self.mesh, self.registry, last)
         found = self.endpoints.current
         return Status(
             mesh=self.mesh.name,
@@ -357,7 +309,11 @@ class ControlPlane:
             config_path=str(self._path),
             config_error=self.config_error,
             inert_keys=inert_keys(self.mesh),
-            nodes=tuple(self._node(s, now_s) for s in self.ads.streams if s.node is not None),
+            nodes=tuple(
+                node_status(s, s.node, instances.get(s.node.node_id), self.publisher, now_s)
+                for s in self.ads.streams
+                if s.node is not None
+            ),
             routes=routes_status(problem, turn) if turn else (),
             providers=providers_status(problem, turn, _services(self.mesh), found) if turn else (),
             bottlenecks=bottlenecks_status(turn) if turn else (),
@@ -381,72 +337,6 @@ class ControlPlane:
     def explain(self, application: str, service: str) -> tuple[Explanation, ...]:
         """Return one explanation per route, in order. Raises KeyError."""
         return self.engine.explain(application, service)
-
-    def _node(self, stream: Stream, now_s: float) -> NodeStatus:
-        node = stream.node
-        assert node is not None
-        last = self.engine.last
-        signals = (
-            next((s for s in last.signals if s.node_id == node.node_id), None) if last else None
-        )
-        phase = last.phases.get(node.node_id) if last else None
-        via = self.publisher.weights_via(node.node_id)
-        levels = (node.locality_region, node.locality_zone, node.locality_sub_zone)
-        return NodeStatus(
-            node_id=node.node_id,
-            application=node.application,
-            locality="/".join(level for level in levels if level) or "-",
-            phase=phase.phase if phase else "",
-            phase_s=now_s - phase.since_s if phase else 0.0,
-            age_s=now_s - stream.opened_at_s,
-            protocol=stream.protocol,
-            weights_via=via.value if via else "none",
-            telemetry_age_s=signals.telemetry_age_s if signals else None,
-            rps=signals.rps if signals else 0.0,
-            error_ratio=signals.error_ratio if signals else 0.0,
-            latency_p95_ms=1e3 * signals.latency_p95_s if signals else None,
-            types=_types(stream),
-            behaviour=self._bands(node.node_id),
-            waiting_for=tuple(sorted(self.publisher.waits_for(node.node_id))[:NAMES_SHOWN]),
-        )
-
-    def _bands(self, node_id: NodeId) -> tuple[BandStatus, ...]:
-        last, connected = self.engine.last, self.registry.nodes.get(node_id)
-        if last is None or connected is None:
-            return ()
-        application = self.mesh.applications.get(connected.node.application)
-        signals = next((s for s in last.signals if s.node_id == node_id), None)
-        if application is None or signals is None:
-            return ()
-        override = str(connected.node.metadata.get("template", ""))
-        template = self.mesh.templates.get(override, application.template)
-        return check_bands(template.behaviour, signals)
-
-
-def _types(stream: Stream) -> tuple[TypeStatus, ...]:
-    """In the order in which Envoy asks; RTDS first."""
-    order = {url: i for i, url in enumerate((RTDS, *SHORT))}
-    found = sorted(stream.progress().items(), key=lambda item: order[item[0]])
-    refused: dict[str, list[str]] = {}
-    errors: dict[str, str] = {}
-    for r in stream.resources():
-        if r.state is Standing.REFUSED:
-            refused.setdefault(r.type_url, []).append(r.name)
-            errors[r.type_url] = r.error  # it may be from an earlier stream
-    return tuple(
-        TypeStatus(
-            SHORT[url],
-            p.version_sent,
-            p.version_acked,
-            p.nacks,
-            p.last_nack or errors.get(url, ""),
-            p.unanswered_s,
-            p.silent,
-            p.lacks[:NAMES_SHOWN],
-            tuple(refused.get(url, ())[:NAMES_SHOWN]),
-        )
-        for url, p in found
-    )
 
 
 def _services(mesh: Mesh) -> dict[ProviderName, ServiceName]:

@@ -22,6 +22,7 @@ PATIENCE: Final = 8
 """Layouts that a stream may need anew without a message that fits; then none is learned for
 as many messages as ``REST``, so that a stream without any order costs little more."""
 REST: Final = 256
+_IDENTIFIER: Final = b"\x0a"
 
 
 class MetricsDecoder:
@@ -78,18 +79,17 @@ class MetricsDecoder:
         )
 
     def _read(self, body: bytes) -> Values:
-        at = 0
-        if body[:1] == b"\x0a":  # the identifier, which only the first message has
-            parse_metrics(body)
-            at = _after_identifier(body)
-        key = body[at : at + 64].partition(b"\x18")[0]  # the first family's name
-        layout = self._layouts.get(key)
-        values = layout.read(body, at) if layout is not None else None
-        if values is not None:
-            self._misses = 0
-            return values
+        if body[:1] != _IDENTIFIER:
+            key = _first_name(body, 0)
+            layout = self._layouts.get(key)
+            values = layout.read(body, 0) if layout is not None else None
+            if values is not None:
+                self._misses = 0
+                return values
         message = parse_metrics(body)
-        self._learn(body, at, key)
+        # Only a stream's first message says who it is, before its families.
+        at = _after_identifier(body) if body[:1] == _IDENTIFIER else 0
+        self._learn(body, at, _first_name(body, at))
         return read_message(message, self._providers)
 
     def _learn(self, body: bytes, at: int, key: bytes) -> None:
@@ -116,6 +116,11 @@ def parse_metrics(body: bytes) -> pb.StreamMetricsMessage:
     except DecodeError as error:
         raise RemoteProtocolError(f"metrics do not parse: {error}") from None
     return message
+
+
+def _first_name(body: bytes, at: int) -> bytes:
+    """The name of the first family, which tells a flush's messages apart."""
+    return body[at : at + 64].partition(b"\x18")[0]
 
 
 def _after_identifier(body: bytes) -> int:

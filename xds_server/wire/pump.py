@@ -148,6 +148,10 @@ class Stream:
         """How far the client is, by type URL."""
         return {p.type_url: p for p in self._machine.progress(self._now_s())}
 
+    def silent(self) -> bool:
+        """Whether the client has left a response unanswered for too long."""
+        return self._machine.silent(self._now_s())
+
     def resources(self) -> tuple[ResourceState, ...]:
         """What the client has of everything that it was told."""
         return self._machine.resources()
