@@ -20,7 +20,7 @@ from envoy.config.route.v3 import route_pb2
 
 from tests.conformance import adapter_pb2 as pb
 from tests.e2e.fixed import Fixed
-from tests.e2e.plane import Recorder, WallClock
+from tests.e2e.plane import Recorder, WallClock, listening
 from xds_server.model.ids import CDS, EDS, LDS, RDS
 from xds_server.model.snapshot import Resource, Snapshot, TypeSnapshot
 from xds_server.wire.ads import DiscoveryServices
@@ -117,21 +117,11 @@ async def serving(xds_port: int, adapter_port: int) -> AsyncIterator[DiscoverySe
     """Serve both until the block ends."""
     source = Fixed(Snapshot({}))
     services = DiscoveryServices(source, Recorder(), WallClock())
-    servers = []
-    for port, handler in (
-        (xds_port, services.handler()),
-        (adapter_port, Adapter(source).handler()),
+    async with (
+        listening(services.handler(), port=xds_port),
+        listening(Adapter(source).handler(), port=adapter_port),
     ):
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        server.add_generic_rpc_handlers((handler,))
-        server.add_insecure_port(f"127.0.0.1:{port}")
-        await server.start()
-        servers.append(server)
-    try:
         yield services
-    finally:
-        for server in servers:
-            await server.stop(grace=None)
 
 
 async def _forever(xds_port: int, adapter_port: int) -> None:

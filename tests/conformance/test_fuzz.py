@@ -18,7 +18,7 @@ from tests.conformance.adapter import bare
 from tests.conformance.test_service import DELTA, delta, first
 from tests.e2e.envoy import eventually, free_port
 from tests.e2e.fixed import Fixed, world
-from tests.e2e.plane import Recorder, WallClock
+from tests.e2e.plane import Recorder, WallClock, listening
 from tests.e2e.telemetry import Tally
 from tests.unit.telemetry_messages import Message
 from xds_server.errors import RemoteProtocolError
@@ -178,38 +178,32 @@ async def test_case_80_hostile_bytes_end_their_own_stream_and_leave_nothing() ->
         ClientStatusService(lambda: services.streams),
         Health(),
     )
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((*(p.handler() for p in parts), reflecting()))
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
     rng, samples = np.random.default_rng(80), seeds()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            healthy = delta(channel)
-            await healthy.say(first(DELTA, RTDS, node="healthy"))
-            await eventually("it is open", lambda: services.streams)
-            tasks = len(asyncio.all_tasks())
-            for i in range(400):
-                method = list(METHODS)[i % len(METHODS)]
-                bodies = [
-                    damage(rng, b) for b in samples[METHODS[method]] * int(rng.integers(1, 4))
-                ]
-                code, details = await send(channel, method, bodies)
-                # Of bytes that do not parse, the library's own health service says UNKNOWN; and a
-                # client that writes to a stream that has just been refused, INTERNAL.
-                library = (code is grpc.StatusCode.UNKNOWN and "health" in method) or (
-                    code is grpc.StatusCode.INTERNAL and "logged by the server" not in details
-                )
-                assert code in ALLOWED or library, (method, code, details, bodies)
-            await healthy.say(DELTA(type_url=CDS, resource_names_subscribe=["a"]))
-            assert (await healthy.hear()).type_url == CDS
-            await eventually("one stream is left", lambda: len(services.streams) == 1)
-            await eventually("no task is left", lambda: len(asyncio.all_tasks()) <= tasks)
-            assert recorder.open == 1
-            assert set(registry.nodes) == set()
-            assert len(fixed.wakeups) == 1
-    finally:
-        await server.stop(grace=None)
+    async with (
+        listening(*(p.handler() for p in parts), reflecting(), port=port),
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        healthy = delta(channel)
+        await healthy.say(first(DELTA, RTDS, node="healthy"))
+        await eventually("it is open", lambda: services.streams)
+        tasks = len(asyncio.all_tasks())
+        for i in range(400):
+            method = list(METHODS)[i % len(METHODS)]
+            bodies = [damage(rng, b) for b in samples[METHODS[method]] * int(rng.integers(1, 4))]
+            code, details = await send(channel, method, bodies)
+            # Of bytes that do not parse, the library's own health service says UNKNOWN; and a
+            # client that writes to a stream that has just been refused, INTERNAL.
+            library = (code is grpc.StatusCode.UNKNOWN and "health" in method) or (
+                code is grpc.StatusCode.INTERNAL and "logged by the server" not in details
+            )
+            assert code in ALLOWED or library, (method, code, details, bodies)
+        await healthy.say(DELTA(type_url=CDS, resource_names_subscribe=["a"]))
+        assert (await healthy.hear()).type_url == CDS
+        await eventually("one stream is left", lambda: len(services.streams) == 1)
+        await eventually("no task is left", lambda: len(asyncio.all_tasks()) <= tasks)
+        assert recorder.open == 1
+        assert set(registry.nodes) == set()
+        assert len(fixed.wakeups) == 1
 
 
 async def send(

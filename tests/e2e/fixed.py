@@ -19,7 +19,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (  # noq
 from envoy.service.runtime.v3 import rtds_pb2
 from google.protobuf import json_format
 
-from tests.e2e.plane import Recorder, WallClock
+from tests.e2e.plane import Recorder, WallClock, listening
 from xds_server.model.ids import CDS, ECDS, EDS, LDS, RDS, RTDS, SRDS, VHDS
 from xds_server.model.snapshot import Node, Resource, Snapshot
 from xds_server.protocol.quarantine import Quarantine
@@ -160,14 +160,8 @@ async def serving_fixed(
 ) -> AsyncIterator[DiscoveryServices]:
     """Serve until the block ends; responses that ``lose`` picks never leave."""
     service = DiscoveryServices(source, recorder, WallClock(), **options)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((_Losing(service.handler(), lose),))
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    try:
+    async with listening(_Losing(service.handler(), lose), port=port):
         yield service
-    finally:
-        await server.stop(grace=None)
 
 
 class _Losing(grpc.GenericRpcHandler):

@@ -118,16 +118,23 @@ def overlay(**weights: int) -> Overlay:
 
 
 @asynccontextmanager
+async def listening(*handlers: grpc.GenericRpcHandler, port: int = 0) -> AsyncIterator[int]:
+    """Serve until the block ends; then the port, which is given, is dead, as after a crash."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers(handlers)
+    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    try:
+        yield bound
+    finally:
+        await server.stop(grace=None)
+
+
+@asynccontextmanager
 async def serving_ads(
     publisher: Publisher, port: int, recorder: Recorder
 ) -> AsyncIterator[DiscoveryServices]:
-    """Serve until the block ends; then the port is dead, as after a crash."""
+    """Serve discovery alone until the block ends."""
     service = DiscoveryServices(publisher, recorder, WallClock())
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((service.handler(),))
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    try:
+    async with listening(service.handler(), port=port):
         yield service
-    finally:
-        await server.stop(grace=None)

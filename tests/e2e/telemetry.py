@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
-import grpc
 import numpy as np
 
 from tests.e2e.envoy import Envoy, eventually, free_port
-from tests.e2e.plane import Recorder, WallClock, resources, shop
+from tests.e2e.plane import Recorder, WallClock, listening, resources, shop
 from xds_server.cache.publisher import Publisher
 from xds_server.model.ids import NodeId, ProviderName
 from xds_server.model.snapshot import Node
@@ -94,14 +93,8 @@ class Plane:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        server.add_generic_rpc_handlers(self._handlers)
-        server.add_insecure_port(f"127.0.0.1:{self.port}")
-        await server.start()
-        try:
+        async with listening(*self._handlers, port=self.port):
             yield
-        finally:
-            await server.stop(grace=None)
 
 
 def quick(

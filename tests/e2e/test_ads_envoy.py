@@ -1,7 +1,7 @@
 """A real Envoy on our ADS: it starts, follows, refuses, survives us, and falls back."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,26 +21,6 @@ from xds_server.resources.versions import make_resource, type_snapshot
 
 pytestmark = pytest.mark.e2e
 Sidecar = Callable[..., Envoy]
-
-
-@pytest.fixture(params=["delta", "sotw"])
-def api(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-async def sidecar(tmp_path: Path, api: str) -> AsyncIterator[Sidecar]:
-    started: list[Envoy] = []
-
-    def make(mesh, node: str = "n1") -> Envoy:  # type: ignore[no-untyped-def]
-        settings = {"admin.address": f"127.0.0.1:{free_port()}", "api": api}
-        envoy = Envoy(render_bootstrap(mesh, "shop", node, settings), tmp_path)
-        started.append(envoy)
-        return envoy
-
-    yield make
-    for envoy in started:
-        await envoy.stop()
 
 
 async def test_envoy_starts_and_follows_weights_by_runtime(sidecar: Sidecar) -> None:

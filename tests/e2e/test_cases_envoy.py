@@ -1,6 +1,5 @@
 """Numbered cases that only a real Envoy can decide."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from tests.e2e.envoy import Envoy, eventually, free_port
 from tests.e2e.fixed import (
     MESSAGES,
     Fixed,
-    bootstrap,
     build,
     cluster,
     endpoints,
@@ -32,24 +30,6 @@ from xds_server.resources.bootstrap import render_bootstrap
 
 pytestmark = pytest.mark.e2e
 NOTHING = build(RTDS, {"name": "flags", "layer": {}})
-
-
-@pytest.fixture(params=["delta", "sotw"])
-def api(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-async def start(tmp_path: Path, api: str) -> AsyncIterator[Callable[[int], Awaitable[Envoy]]]:
-    started: list[Envoy] = []
-
-    async def begin(port: int) -> Envoy:
-        started.append(Envoy(bootstrap(port, free_port(), api), tmp_path))
-        return await (await started[-1].start()).ready()
-
-    yield begin
-    for envoy in started:
-        await envoy.stop()
 
 
 def front(port: int) -> Resource:

@@ -1,8 +1,7 @@
 """CSDS, health and reflection, as their clients see them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,8 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.e2e.envoy import Envoy, eventually, free_port
-from tests.e2e.fixed import Fixed, bootstrap, build, cluster, endpoints, over_ads, world
-from tests.e2e.plane import Recorder, WallClock
+from tests.e2e.fixed import Fixed, build, cluster, endpoints, over_ads, world
+from tests.e2e.plane import Recorder, WallClock, listening
 from xds_server.model.ids import CDS, EDS, RTDS, SDS
 from xds_server.model.snapshot import Resource
 from xds_server.wire.ads import AGGREGATED, DiscoveryServices
@@ -23,6 +22,7 @@ from xds_server.wire.client_status import ClientStatusService
 from xds_server.wire.well_known import Health, reflecting
 
 pytestmark = pytest.mark.e2e
+Start = Callable[[int], Awaitable[Envoy]]
 NOTHING = build(RTDS, {"name": "flags", "layer": {}})
 
 
@@ -34,40 +34,23 @@ class Server:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[grpc.aio.Channel]:
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         status = ClientStatusService(lambda: self.ads.streams)
         handlers = (self.ads.handler(), status.handler(), self.health.handler(), reflecting())
-        server.add_generic_rpc_handlers(handlers)
-        server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self.health.set_serving(True)
-        await server.start()
-        try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{self.port}") as channel:
-                yield channel
-        finally:
-            await server.stop(grace=None)
+        async with (
+            listening(*handlers, port=self.port),
+            grpc.aio.insecure_channel(f"127.0.0.1:{self.port}") as channel,
+        ):
+            yield channel
 
 
-@pytest.fixture
-async def envoy(tmp_path: Path) -> AsyncIterator[Any]:
-    started: list[Envoy] = []
-
-    async def start(port: int) -> Envoy:
-        started.append(Envoy(bootstrap(port, free_port(), "delta"), tmp_path))
-        return await (await started[0].start()).ready()
-
-    yield start
-    for process in started:
-        await process.stop()
-
-
-async def test_csds_shows_what_was_accepted_and_what_was_refused_and_why(envoy: Any) -> None:
+async def test_csds_shows_what_was_accepted_and_what_was_refused_and_why(start: Start) -> None:
     good = (NOTHING, cluster("a", over_ads()), endpoints("a", 9))
     secret = Resource(SDS, "key", "1", b"private")
     bad = build(CDS, {"name": "bad", "connect_timeout": "-1s"})
     server = Server(Fixed(world(*good, bad, secret)), free_port())
     async with server.serving() as channel:
-        await envoy(server.port)
+        await start(server.port)
         stub = csds_pb2_grpc.ClientStatusDiscoveryServiceStub(channel)
 
         async def entries() -> dict[tuple[str, str], Any]:
@@ -92,11 +75,11 @@ async def test_csds_shows_what_was_accepted_and_what_was_refused_and_why(envoy: 
 
 
 async def test_csds_matches_nodes_by_id_and_refuses_matchers_that_it_does_not_have(
-    envoy: Any,
+    start: Start,
 ) -> None:
     server = Server(Fixed(world(NOTHING, cluster("a", over_ads()), endpoints("a", 9))), free_port())
     async with server.serving() as channel:
-        await envoy(server.port)
+        await start(server.port)
         stub = csds_pb2_grpc.ClientStatusDiscoveryServiceStub(channel)
         for pattern, nodes in (
             ({"exact": "n1"}, 1),

@@ -4,14 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from tests.e2e.envoy import Envoy, eventually, free_port
-from tests.e2e.plane import GROUP, Recorder, WallClock, overlay, resources, shop
+from tests.e2e.plane import GROUP, Recorder, WallClock, listening, overlay, resources, shop
 from tests.e2e.telemetry import Tally
 from tests.e2e.upstream import Traffic, serving
 from xds_server.cache.publisher import Publisher
@@ -21,7 +19,6 @@ from xds_server.model.topology import Mesh, WeightsVia
 from xds_server.protocol.events import Nacked
 from xds_server.protocol.status import Standing
 from xds_server.registry.registry import Registry
-from xds_server.resources.bootstrap import render_bootstrap
 from xds_server.wire.ads import DiscoveryServices
 from xds_server.wire.metrics_service import MetricsService
 
@@ -57,16 +54,12 @@ class Plane:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        server.add_generic_rpc_handlers((self.ads.handler(), self._metrics.handler()))
-        server.add_insecure_port(f"127.0.0.1:{self._port}")
-        await server.start()
-        ticking = asyncio.create_task(self._tick())
-        try:
-            yield
-        finally:
-            ticking.cancel()
-            await server.stop(grace=None)
+        async with listening(self.ads.handler(), self._metrics.handler(), port=self._port):
+            ticking = asyncio.create_task(self._tick())
+            try:
+                yield
+            finally:
+                ticking.cancel()
 
     async def _tick(self) -> None:
         while True:
@@ -87,25 +80,6 @@ def bare(mesh: Mesh, name: str) -> Mesh:
     service = mesh.services["search"]
     providers = tuple(replace(p, endpoints=()) if p.name == name else p for p in service.providers)
     return replace(mesh, services={"search": replace(service, providers=providers)})
-
-
-@pytest.fixture(params=["delta", "sotw"])
-def api(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-async def sidecar(tmp_path: Path, api: str) -> AsyncIterator[Callable[[Mesh], Envoy]]:
-    started: list[Envoy] = []
-
-    def make(mesh: Mesh) -> Envoy:
-        settings = {"admin.address": f"127.0.0.1:{free_port()}", "api": api}
-        started.append(Envoy(render_bootstrap(mesh, "shop", "n1", settings), tmp_path))
-        return started[-1]
-
-    yield make
-    for envoy in started:
-        await envoy.stop()
 
 
 @pytest.mark.parametrize("via", [WeightsVia.RTDS, WeightsVia.RDS])

@@ -1,7 +1,6 @@
 """The protocol layer before a real Envoy, with bare resources and a source of its own."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -11,7 +10,6 @@ from envoy.service.discovery.v3 import discovery_pb2
 from tests.e2e.envoy import Envoy, eventually, free_port
 from tests.e2e.fixed import (
     Fixed,
-    bootstrap,
     build,
     cluster,
     endpoints,
@@ -32,25 +30,6 @@ from xds_server.protocol.status import SILENT_AFTER_S, Standing
 pytestmark = pytest.mark.e2e
 Start = Callable[..., Awaitable[Envoy]]
 FAULT = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"
-
-
-@pytest.fixture(params=["delta", "sotw"])
-def api(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-async def start(tmp_path: Path, api: str) -> AsyncIterator[Start]:
-    started: list[Envoy] = []
-
-    async def begin(xds_port: int, **options: Any) -> Envoy:
-        envoy = Envoy(bootstrap(xds_port, free_port(), api, **options), tmp_path)
-        started.append(envoy)
-        return await (await envoy.start()).ready()
-
-    yield begin
-    for envoy in started:
-        await envoy.stop()
 
 
 def flags(**values: float) -> Resource:

@@ -1,16 +1,14 @@
 """Clusters that Envoy 1.40 refuses after they began to warm: it says nothing, or says it late."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from tests.e2e.envoy import Envoy, eventually, free_port
 from tests.e2e.fixed import (
     Fixed,
-    bootstrap,
     build,
     cluster,
     endpoints,
@@ -28,24 +26,6 @@ from xds_server.protocol.status import WITHDRAW_AFTER_S, Standing
 
 pytestmark = pytest.mark.e2e
 NOTHING = build(RTDS, {"name": "flags", "layer": {}})
-
-
-@pytest.fixture(params=["delta", "sotw"])
-def api(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-async def start(tmp_path: Path, api: str) -> AsyncIterator[Callable[[int], Awaitable[Envoy]]]:
-    started: list[Envoy] = []
-
-    async def begin(port: int) -> Envoy:
-        started.append(Envoy(bootstrap(port, free_port(), api), tmp_path))
-        return await (await started[-1].start()).ready()
-
-    yield begin
-    for envoy in started:
-        await envoy.stop()
 
 
 def own(name: str, *, bad: bool = False) -> Resource:

@@ -16,7 +16,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 
 from tests.e2e.envoy import eventually, free_port
 from tests.e2e.fixed import Fixed, serving_fixed
-from tests.e2e.plane import Recorder, WallClock, resources, shop
+from tests.e2e.plane import Recorder, WallClock, listening, resources, shop
 from xds_server.cache.publisher import Publisher
 from xds_server.model.ids import CDS, RDS
 from xds_server.model.snapshot import Resource, Snapshot
@@ -205,10 +205,6 @@ async def test_case_80_a_thousand_refused_and_early_closed_streams_leave_nothing
     services = DiscoveryServices(
         publisher, seen, WallClock(), limits=XdsLimits(streams_per_s=100_000.0)
     )
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((services.handler(),))
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
     ways: dict[str, tuple[bytes | None, Callable[[Any], Any]]] = {
         "no node": (request(type_url=CDS), _until_refused),
         "a stranger": (first(application="unheard-of"), _until_refused),
@@ -219,23 +215,20 @@ async def test_case_80_a_thousand_refused_and_early_closed_streams_leave_nothing
         "done without a word": (None, _done),
         "done after its request": (first(type_url=CDS), _done),
     }
-    try:
-        async with channel(port) as open_channel:
-            await _one(open_channel, *ways["gone after the answer"])  # what is made once is made
-            await eventually("it is over", lambda: not services._streams)
-            tasks = len(asyncio.all_tasks())
-            for _ in range(25):
-                several = [way for way in ways.values() for _ in range(5)]
-                await asyncio.gather(*(_one(open_channel, *way) for way in several))
-            await eventually("all streams are over", lambda: not services._streams)
-            assert services._gate._admission.open == 0
-            assert services._gate._turns == {}
-            assert publisher.nodes == {}
-            assert seen.open == 0
-            assert len(seen.reasons) >= 250  # the rest never became a node's stream
-            await eventually("no task is left", lambda: len(asyncio.all_tasks()) <= tasks)
-    finally:
-        await server.stop(grace=None)
+    async with listening(services.handler(), port=port), channel(port) as open_channel:
+        await _one(open_channel, *ways["gone after the answer"])  # what is made once is made
+        await eventually("it is over", lambda: not services._streams)
+        tasks = len(asyncio.all_tasks())
+        for _ in range(25):
+            several = [way for way in ways.values() for _ in range(5)]
+            await asyncio.gather(*(_one(open_channel, *way) for way in several))
+        await eventually("all streams are over", lambda: not services._streams)
+        assert services._gate._admission.open == 0
+        assert services._gate._turns == {}
+        assert publisher.nodes == {}
+        assert seen.open == 0
+        assert len(seen.reasons) >= 250  # the rest never became a node's stream
+        await eventually("no task is left", lambda: len(asyncio.all_tasks()) <= tasks)
 
 
 async def _one(open_channel: Any, body: bytes | None, then: Callable[[Any], Any]) -> None:

@@ -15,7 +15,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 
 from tests.e2e.envoy import eventually
 from tests.e2e.fixed import Fixed
-from tests.e2e.plane import Recorder, WallClock
+from tests.e2e.plane import Recorder, WallClock, listening
 from xds_server.model.ids import CDS, RDS
 from xds_server.model.snapshot import Resource, Snapshot
 from xds_server.model.topology import XdsLimits
@@ -73,14 +73,8 @@ async def ending(call: Any) -> grpc.StatusCode:
 @asynccontextmanager
 async def serving(snapshot: Snapshot, write_timeout_s: float = 20.0) -> AsyncIterator[World]:
     world = World(snapshot, write_timeout_s)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((world.services.handler(),))
-    world.port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
+    async with listening(world.services.handler()) as world.port:
         yield world
-    finally:
-        await server.stop(grace=None)
 
 
 async def test_case_77_changes_while_a_response_is_unanswered_become_one() -> None:
