@@ -40,9 +40,8 @@ _NUMBERS: Final = {b"\x12\x09\x09", b"\x1a\x09\x09"}  # gauge or counter that ho
 _EIGHT: Final = np.arange(8)
 _SKIPPED, _NUMBER, _TIMES, _OTHER = range(4)
 _TIMESTAMP, _HISTOGRAM = 0x30, 0x3A
-
-
 SHARED_MAX: Final = 1024
+"""Layouts that streams share; one more is each stream's own."""
 _Times: TypeAlias = tuple[float, int, Sequence[float]]
 """Sum in ms, responses, cumulative buckets."""
 
