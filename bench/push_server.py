@@ -31,9 +31,9 @@ from xds_server.app.clock import SystemClock
 from xds_server.app.plane import ControlPlane
 from xds_server.model.ids import RDS
 from xds_server.model.topology import XdsLimits
+from xds_server.model.versions import make_resource
 from xds_server.observability import Metrics, configure_logging
 from xds_server.protocol.framing import delta_response
-from xds_server.resources.versions import make_resource
 from xds_server.wire.ads import DiscoveryServices
 from xds_server.wire.pump import Stream
 from xds_server.wire.record import Recorder

@@ -22,8 +22,8 @@ from google.protobuf import json_format
 from tests.e2e.plane import Recorder, WallClock, listening
 from xds_server.model.ids import CDS, ECDS, EDS, LDS, RDS, RTDS, SRDS, VHDS
 from xds_server.model.snapshot import Node, Resource, Snapshot
+from xds_server.model.versions import make_resource, type_snapshot
 from xds_server.protocol.quarantine import Quarantine
-from xds_server.resources.versions import make_resource, type_snapshot
 from xds_server.wire.ads import DiscoveryServices
 
 Json = dict[str, Any]

@@ -14,10 +14,10 @@ from xds_server.cache.publisher import Publisher
 from xds_server.model.ids import RDS, RTDS
 from xds_server.model.snapshot import Snapshot
 from xds_server.model.topology import WeightsVia
+from xds_server.model.versions import make_resource, type_snapshot
 from xds_server.protocol.events import Acked, Nacked
 from xds_server.protocol.status import Standing
 from xds_server.resources.bootstrap import render_bootstrap
-from xds_server.resources.versions import make_resource, type_snapshot
 
 pytestmark = pytest.mark.e2e
 Sidecar = Callable[..., Envoy]

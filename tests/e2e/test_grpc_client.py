@@ -24,10 +24,10 @@ from tests.e2e.test_serve import Plane as Served
 from xds_server.model.ids import CDS, EDS, LDS, RDS
 from xds_server.model.snapshot import Snapshot
 from xds_server.model.topology import Mesh, ServerSettings, TlsSettings
+from xds_server.model.versions import type_snapshot
 from xds_server.protocol.status import Standing
 from xds_server.resources.cluster import cluster
 from xds_server.resources.grpc_bootstrap import render_grpc_bootstrap
-from xds_server.resources.versions import type_snapshot
 from xds_server.wire.ads import DiscoveryServices
 from xds_server.wire.hold import Hold
 from xds_server.wire.server import serving

@@ -21,7 +21,7 @@ from xds_server.cache.publisher import Publisher
 from xds_server.model.ids import CDS, RDS
 from xds_server.model.snapshot import Resource, Snapshot
 from xds_server.model.topology import XdsLimits
-from xds_server.resources.versions import type_snapshot
+from xds_server.model.versions import type_snapshot
 from xds_server.wire.ads import AGGREGATED, DiscoveryServices
 
 pytestmark = pytest.mark.e2e

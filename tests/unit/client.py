@@ -7,11 +7,11 @@ from envoy.service.discovery.v3 import discovery_pb2
 
 from xds_server.model.ids import SHORT
 from xds_server.model.snapshot import Resource, Snapshot
+from xds_server.model.versions import type_snapshot
 from xds_server.protocol.delta import DeltaStream
 from xds_server.protocol.events import Event
 from xds_server.protocol.messages import DeltaRequest, Response, SotwRequest
 from xds_server.protocol.sotw import SotwStream
-from xds_server.resources.versions import type_snapshot
 
 TYPES = {short: url for url, short in SHORT.items()}
 CDS, RDS = TYPES["CDS"], TYPES["RDS"]

@@ -29,7 +29,7 @@ from xds_server.errors import ConfigError
 from xds_server.model.ids import CDS
 from xds_server.model.snapshot import Resource, Snapshot
 from xds_server.model.topology import Address, ServerSettings, TlsSettings
-from xds_server.resources.versions import type_snapshot
+from xds_server.model.versions import type_snapshot
 from xds_server.wire.ads import AGGREGATED, DiscoveryServices
 from xds_server.wire.credentials import credentials
 from xds_server.wire.identity import read_identity

@@ -19,8 +19,8 @@ from tests.e2e.plane import Recorder, WallClock, listening
 from xds_server.model.ids import CDS, RDS
 from xds_server.model.snapshot import Resource, Snapshot
 from xds_server.model.topology import XdsLimits
+from xds_server.model.versions import type_snapshot
 from xds_server.protocol.messages import DeltaRequest
-from xds_server.resources.versions import type_snapshot
 from xds_server.wire.ads import AGGREGATED, DiscoveryServices
 from xds_server.wire.requests import decode_delta, decode_sotw
 

@@ -17,12 +17,12 @@ from xds_server.cli import app
 from xds_server.errors import UnreadableTapeError
 from xds_server.model.ids import CDS, EDS, RDS, VHDS
 from xds_server.model.snapshot import Resource, Snapshot
+from xds_server.model.versions import type_snapshot
 from xds_server.protocol.delta import DeltaStream
 from xds_server.protocol.messages import DeltaRequest, Response
 from xds_server.protocol.quarantine import Quarantine
 from xds_server.protocol.sotw import SotwStream
 from xds_server.protocol.stream import StreamMachine
-from xds_server.resources.versions import type_snapshot
 from xds_server.wire.tape.calls import Settings
 
 WORLD = snapshot(

@@ -187,8 +187,8 @@ def test_case_36_types_may_be_asked_for_in_any_order(client: Client) -> None:
 def test_case_55_an_emptied_cluster_is_sent_and_not_removed(client: Client) -> None:
     """Envoy keeps the hosts of an assignment that is merely gone."""
     from xds_server.model.topology import Address, Provider
+    from xds_server.model.versions import type_snapshot
     from xds_server.resources.endpoint import load_assignment
-    from xds_server.resources.versions import type_snapshot
 
     provider = Provider("a", "search")
     full, empty = (

@@ -18,9 +18,9 @@ from xds_server.app.replay import replay
 from xds_server.errors import AdapterError
 from xds_server.model.ids import SDS
 from xds_server.model.snapshot import Snapshot
+from xds_server.model.versions import make_resource, type_snapshot
 from xds_server.observability import Metrics
 from xds_server.protocol.messages import DeltaRequest, SotwRequest
-from xds_server.resources.versions import make_resource, type_snapshot
 from xds_server.wire.tape.format import without_node
 from xds_server.wire.tape.store import RealDisk, file_name, used_bytes
 

@@ -7,11 +7,11 @@ from tests.unit.client import TYPES, Client, resource, snapshot
 from xds_server.errors import RemoteProtocolError
 from xds_server.model.ids import CDS, EDS, VHDS
 from xds_server.model.snapshot import Resource, Snapshot
+from xds_server.model.versions import type_snapshot
 from xds_server.protocol.delta import SPLIT_BYTES, DeltaStream
 from xds_server.protocol.messages import DeltaRequest, Response, SotwRequest
 from xds_server.protocol.sotw import SotwStream
 from xds_server.protocol.state import IN_FLIGHT_MAX
-from xds_server.resources.versions import type_snapshot
 
 
 @pytest.fixture(params=["sotw", "delta"])

@@ -22,7 +22,7 @@ from xds_server.protocol.stream import StreamMachine
 from xds_server.wire.requests import decode_delta, decode_sotw
 from xds_server.wire.tape.calls import Settings
 from xds_server.wire.tape.format import Sent, load_refusals, sent
-from xds_server.wire.tape.reader import End, Entry, Got, Header, Library, Poll, Tape, tapes
+from xds_server.wire.tape.reader import Contents, End, Entry, Got, Header, Poll, Tape, tapes
 
 BEFORE: Final = 8
 """Requests and responses shown before a difference."""
@@ -71,14 +71,14 @@ def replay(folder: Path, *, only: int | None = None, build: Build = build_machin
     Raises UnreadableTapeError when there is nothing to run; a tape that is damaged is an
     outcome.
     """
-    library = Library(folder)
+    contents = Contents(folder)
     outcomes: list[Outcome] = []
     groups: dict[tuple[str, int], list[_Player]] = {}
     for path in tapes(folder):
         outcome = Outcome(path)
         outcomes.append(outcome)
         try:
-            tape = Tape(path, library)
+            tape = Tape(path, contents)
         except UnreadableTapeError as error:
             outcome.unreadable = str(error)
             continue
@@ -150,7 +150,7 @@ class _Player:
         """Build the machine, beside what the node had refused by then."""
         self.machine = self.build(self.header.settings)
         try:
-            load_refusals(quarantine, self.header.refused, self.tape.library.body)
+            load_refusals(quarantine, self.header.refused, self.tape.contents.body)
         except (KeyError, TypeError) as error:
             self._unreadable(f"{self.tape.path}:1: {error!r}")
         except UnreadableTapeError as error:

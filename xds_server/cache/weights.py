@@ -7,10 +7,10 @@ import numpy as np
 
 from xds_server.model.ids import RDS, RTDS, GroupKey, ProviderName, ServiceName
 from xds_server.model.snapshot import Resource, TypeSnapshot
+from xds_server.model.versions import content_version, make_resource, type_snapshot
 from xds_server.resources.mesh import ApplicationResources, GrpcResources
 from xds_server.resources.route import RouteTemplate
 from xds_server.resources.runtime import LAYER
-from xds_server.resources.versions import content_version, make_resource, type_snapshot
 from xds_server.resources.weights import validate_weights
 
 Table = dict[ServiceName, dict[ProviderName, int]]

@@ -11,8 +11,8 @@ from envoy_data_plane.google.protobuf import Any
 from xds_server.model.ids import CDS
 from xds_server.model.snapshot import Resource
 from xds_server.model.topology import Provider
+from xds_server.model.versions import make_resource
 from xds_server.resources.common import CONNECT_TIMEOUT, ads
-from xds_server.resources.versions import make_resource
 
 ORCA_METRICS = (
     "cpu_utilization",

@@ -8,8 +8,8 @@ from envoy_data_plane.envoy.config.endpoint import v3 as endpoint_v3
 from xds_server.model.ids import EDS
 from xds_server.model.snapshot import Resource
 from xds_server.model.topology import Address, Provider
+from xds_server.model.versions import make_resource
 from xds_server.resources.common import socket_address
-from xds_server.resources.versions import make_resource
 
 
 def load_assignment(provider: Provider, endpoints: Iterable[Address]) -> Resource:

@@ -9,7 +9,7 @@ import structlog
 from xds_server.model.extra import ResourceSet
 from xds_server.model.ids import SHORT, ResourceName, TypeUrl
 from xds_server.model.snapshot import EMPTY, Node, Resource, TypeSnapshot
-from xds_server.resources.versions import type_snapshot
+from xds_server.model.versions import type_snapshot
 
 log = structlog.get_logger()
 

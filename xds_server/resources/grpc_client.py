@@ -19,12 +19,12 @@ from xds_server.model.ids import CDS, LDS, ApplicationName, ResourceName
 from xds_server.model.snapshot import Resource
 from xds_server.model.template import Call
 from xds_server.model.topology import Address, Provider
+from xds_server.model.versions import make_resource
 from xds_server.resources.cluster import MAX_REQUESTS
 from xds_server.resources.common import CONNECT_TIMEOUT, ads
 from xds_server.resources.endpoint import load_assignment
 from xds_server.resources.patch import VarintTemplate
 from xds_server.resources.route import RouteTemplate, resource_name
-from xds_server.resources.versions import make_resource
 
 RETRY_IDEMPOTENT = "unavailable"
 """The one status that says the provider could not be reached or does not serve."""

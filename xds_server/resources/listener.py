@@ -8,8 +8,8 @@ from envoy_data_plane.google.protobuf import Any
 from xds_server.model.ids import LDS
 from xds_server.model.snapshot import Resource
 from xds_server.model.topology import Address
+from xds_server.model.versions import make_resource
 from xds_server.resources.common import ads, socket_address
-from xds_server.resources.versions import make_resource
 
 
 def listener(name: str, address: Address) -> Resource:

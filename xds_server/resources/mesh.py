@@ -10,6 +10,7 @@ from xds_server.model.ids import CDS, EDS, RDS, ApplicationName, ProviderName, S
 from xds_server.model.snapshot import Resource, TypeSnapshot
 from xds_server.model.template import Call
 from xds_server.model.topology import Address, Mesh
+from xds_server.model.versions import make_resource, type_snapshot
 from xds_server.resources.cluster import cluster
 from xds_server.resources.common import parse_address
 from xds_server.resources.endpoint import load_assignment
@@ -22,7 +23,6 @@ from xds_server.resources.grpc_client import (
 from xds_server.resources.listener import listener
 from xds_server.resources.route import RouteTemplate, resource_name, route_template
 from xds_server.resources.runtime import RuntimeTemplate, runtime_template
-from xds_server.resources.versions import make_resource, type_snapshot
 from xds_server.resources.weights import validate_weights
 
 LISTENERS_MAX = 4096

@@ -9,9 +9,9 @@ from envoy_data_plane.google.protobuf import Struct, Value
 from xds_server.model.ids import RTDS, ApplicationName, ProviderName, ServiceName
 from xds_server.model.snapshot import Resource
 from xds_server.model.template import Flag
+from xds_server.model.versions import make_resource
 from xds_server.resources.patch import DoubleTemplate
 from xds_server.resources.route import RouteTemplate, runtime_prefix
-from xds_server.resources.versions import make_resource
 
 LAYER = "weights"
 """Name of the layer in every bootstrap; what it holds differs per group."""

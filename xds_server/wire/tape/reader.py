@@ -77,7 +77,7 @@ class Header:
     refused: list[Json] = field(repr=False)
 
 
-class Library:
+class Contents:
     """The contents that the tapes of one folder name."""
 
     def __init__(self, folder: Path) -> None:
@@ -111,9 +111,9 @@ class Library:
 class Tape:
     """One stream's recording."""
 
-    def __init__(self, path: Path, library: Library) -> None:
+    def __init__(self, path: Path, contents: Contents) -> None:
         """Read the header. Raises UnreadableTapeError."""
-        self.path, self.library = path, library
+        self.path, self.contents = path, contents
         first = next(self._lines(), None)
         self.header = None if first is None else self._header(first)
 
@@ -140,7 +140,7 @@ class Tape:
             if line["part"] is None:
                 del parts[line["type"]]
             else:
-                parts[line["type"]] = self.library.part(run, line["part"], line["is"])
+                parts[line["type"]] = self.contents.part(run, line["part"], line["is"])
             return None
         if "got" in line:
             return Got(n, float(line["at"]), b64decode(line["got"], validate=True))
