@@ -1,21 +1,26 @@
-"""How long a provider takes at a given rate.
+"""How long a provider takes at a given rate: two families of curves, one chosen per provider.
 
-A provider is a station of ``servers`` parallel servers, each busy ``service_s`` per
-request. The mean response time is Sakasegawa's approximation of the M/M/c queue with
-Kingman's variability factor (H. Sakasegawa, "An approximation formula L_q = alpha
-rho^beta / (1 - rho)", Annals of the Institute of Statistical Mathematics, 1977):
+A *station* has ``servers`` parallel servers, each busy ``service_s`` per request. The mean
+response time is Sakasegawa's approximation of the M/M/c queue with Kingman's variability factor
+(H. Sakasegawa, "An approximation formula L_q = alpha rho^beta / (1 - rho)", Annals of the
+Institute of Statistical Mathematics, 1977):
 
     T(x) = s + v s rho^(sqrt(2 (c + 1)) - 1) / (c (1 - rho)),   rho = x s / (c kappa)
 
-It is convex in x. Beyond ``RHO_LINEAR`` it continues along its tangent, so that an
-overloaded station is dear but finite, and the solver keeps a slope to follow.
+Beyond ``RHO_LINEAR`` it continues along its tangent, so that an overloaded station is dear but
+finite, and the solver keeps a slope to follow. A *power curve* has no notion of capacity and
+fits what a station cannot explain, a chain of services say (SLATE, NSDI 2026, uses it):
+
+    T(x) = b + k (x / x0)^n
+
+Both are convex in x.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from xds_server.core.tables import Floats
+from xds_server.core.tables import Bools, Floats
 
 RHO_LINEAR = 0.95
 """Utilisation from which T continues along its tangent."""
@@ -23,7 +28,21 @@ RHO_LINEAR = 0.95
 WAIT_P95_RATIO = 3.0
 """95th percentile of an exponential wait over its mean: -ln(0.05)."""
 
-_BISECTIONS = 40
+WAIT_P99_RATIO = 4.6
+"""99th percentile, likewise."""
+
+_BISECTIONS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class PowerCurves:
+    """Curves b + k (x / x0)^n; axis 0 (J) is the provider."""
+
+    chosen: Bools  # (J,) whether this family describes the provider
+    base_s: Floats  # (J,) b > 0
+    rise_s: Floats  # (J,) k >= 0
+    scale_rps: Floats  # (J,) x0 > 0
+    exponent: Floats  # (J,) n >= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +54,26 @@ class Stations:
     kappa: Floats  # (J,) measured capacity over servers / service_s, > 0
     variability: Floats  # (J,) (squared c.v. of arrivals + of service) / 2
     tail_ratio: Floats  # (J,) p95 of the service time over its mean, >= 1
+    power: PowerCurves | None = None  # None: all are stations
 
     @property
     def capacity_rps(self) -> Floats:
         """(J,) rate at which utilisation is 1."""
         return self.servers * self.kappa / self.service_s
 
+    @property
+    def idle_s(self) -> Floats:
+        """(J,) mean response time without load."""
+        if self.power is None:
+            return self.service_s
+        return np.where(self.power.chosen, self.power.base_s, self.service_s)
 
-def _wait(stations: Stations, rho: Floats) -> tuple[Floats, Floats, Floats]:
-    """Wait W, dW/drho and d2W/drho2 at ``rho``, each (J,); tangent above RHO_LINEAR."""
+
+def _station(stations: Stations, rps: Floats) -> tuple[Floats, Floats, Floats]:
+    """Wait W, dW/dx and d2W/dx2 of stations, each (J,); tangent above RHO_LINEAR."""
     c = stations.servers
+    per_rps = 1.0 / stations.capacity_rps
+    rho = rps * per_rps
     scale = stations.variability * stations.service_s / c
     power = np.sqrt(2.0 * (c + 1.0)) - 1.0
     r = np.clip(rho, 1e-9, RHO_LINEAR)
@@ -55,7 +84,24 @@ def _wait(stations: Stations, rho: Floats) -> tuple[Floats, Floats, Floats]:
     slope = base * log_slope
     curve = base * (log_slope**2 - power / r**2 + 1.0 / spare**2)
     beyond = np.maximum(rho - RHO_LINEAR, 0.0)
-    return base + slope * beyond, slope, np.where(beyond > 0.0, 0.0, curve)
+    curve = np.where(beyond > 0.0, 0.0, curve)
+    return base + slope * beyond, slope * per_rps, curve * per_rps**2
+
+
+def _wait(stations: Stations, rps: Floats) -> tuple[Floats, Floats, Floats]:
+    """What load adds to the idle response time, and its two derivatives by x, each (J,)."""
+    wait, first, second = _station(stations, rps)
+    power = stations.power
+    if power is None or not power.chosen.any():
+        return wait, first, second
+    n, x0 = power.exponent, power.scale_rps
+    y = np.maximum(rps / x0, 1e-9)
+    rise = power.rise_s * y**n
+    return (
+        np.where(power.chosen, rise, wait),
+        np.where(power.chosen, n * rise / (y * x0), first),
+        np.where(power.chosen, n * (n - 1.0) * rise / (y * x0) ** 2, second),
+    )
 
 
 def utilisation_ratio(stations: Stations, rps: Floats) -> Floats:
@@ -64,44 +110,58 @@ def utilisation_ratio(stations: Stations, rps: Floats) -> Floats:
 
 
 def wait_s(stations: Stations, rps: Floats) -> Floats:
-    """(J,) mean time a request queues, s."""
-    return _wait(stations, utilisation_ratio(stations, rps))[0]
+    """(J,) mean time that load adds to a request: queueing, s."""
+    return _wait(stations, rps)[0]
 
 
 def mean_s(stations: Stations, rps: Floats) -> Floats:
     """(J,) mean response time T(x), s."""
-    return stations.service_s + wait_s(stations, rps)
+    return stations.idle_s + wait_s(stations, rps)
 
 
 def p95_s(stations: Stations, rps: Floats) -> Floats:
     """(J,) 95th percentile of the response time, s.
 
-    The service time's own quantile plus that of an exponential wait; adding quantiles
+    The idle time's own quantile plus that of an exponential wait; adding quantiles
     overstates the sum's a little, on the side of the SLO.
     """
-    return stations.service_s * stations.tail_ratio + WAIT_P95_RATIO * wait_s(stations, rps)
+    return stations.idle_s * stations.tail_ratio + WAIT_P95_RATIO * wait_s(stations, rps)
 
 
-def marginal_s(stations: Stations, rps: Floats) -> tuple[Floats, Floats]:
-    """What one more request costs everyone: T + x T', and its derivative by x.
+def p99_s(stations: Stations, rps: Floats) -> Floats:
+    """(J,) 99th percentile, s: a lognormal service time of the same p95, and the wait's.
+
+    For a lognormal with mean 1 and p95 ``q``, log q = 1.645 s - s^2 / 2; the p99 has 2.326 s.
+    """
+    z95, z99 = 1.645, 2.326
+    log_tail = np.log(np.maximum(stations.tail_ratio, 1.0))
+    spread = z95 - np.sqrt(np.maximum(z95**2 - 2.0 * log_tail, 0.0))
+    tail99 = np.exp(z99 * spread - spread**2 / 2.0)
+    return stations.idle_s * tail99 + WAIT_P99_RATIO * wait_s(stations, rps)
+
+
+def mean_and_marginal_s(stations: Stations, rps: Floats) -> tuple[Floats, Floats, Floats]:
+    """T, what one more request costs everyone (T + x T'), and the latter's derivative by x.
 
     Returns
     -------
-    (J,) s and (J,) s per request/s; the second is >= 0 since x T(x) is convex.
+    (J,) s, (J,) s, and (J,) s per request/s, which is >= 0 since x T(x) is convex.
     """
-    per_rps = 1.0 / stations.capacity_rps
-    wait, slope, curve = _wait(stations, rps * per_rps)
-    first = slope * per_rps
-    return (
-        stations.service_s + wait + rps * first,
-        2.0 * first + rps * curve * per_rps**2,
-    )
+    wait, first, second = _wait(stations, rps)
+    mean = stations.idle_s + wait
+    return mean, mean + rps * first, 2.0 * first + rps * second
+
+
+def marginal_s(stations: Stations, rps: Floats) -> tuple[Floats, Floats]:
+    """(J,) s T + x T', and (J,) s per request/s its derivative by x."""
+    _, marginal, slope = mean_and_marginal_s(stations, rps)
+    return marginal, slope
 
 
 def infer_service_s(
     observed_s: Floats, rps: Floats, servers: Floats, kappa: Floats, variability: Floats
 ) -> Floats:
-    """Invert T for the service time: which ``service_s`` explains ``observed_s`` at ``rps``.
+    """Invert a station's T for the service time that explains ``observed_s`` at ``rps``.
 
     T grows with the service time (directly, and through utilisation) and is never below
     it, so the answer lies in (0, observed_s] and bisection finds it.

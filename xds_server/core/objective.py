@@ -27,6 +27,7 @@ SLO_KNEE_RATIO = 0.1
 class PairCosts:
     """The load-independent part of a request's cost, per pair, ms-equivalent; axis 0 (P)."""
 
+    distance: Floats  # network time that is this pair's own
     error: Floats
     price: Floats
     egress: Floats
@@ -36,7 +37,7 @@ class PairCosts:
     @property
     def total(self) -> Floats:
         """(P,)."""
-        return self.error + self.price + self.egress + self.geography + self.slo
+        return self.distance + self.error + self.price + self.egress + self.geography + self.slo
 
 
 def exchange_ms_per_usd(

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from xds_server.core import estimate, latency, objective
+from xds_server.core import latency, objective
 from xds_server.core.latency import Stations
 from xds_server.core.objective import PairCosts
 from xds_server.core.tables import Bools, Floats
-from xds_server.engine.observe import observe
-from xds_server.engine.state import EngineState, Models
+from xds_server.engine.models import Models, by_provider, stations, update_models
+from xds_server.engine.observe import map_rows, observe
+from xds_server.engine.state import EngineState
 from xds_server.engine.types import Evaluation, Observation, Problem
 from xds_server.model.telemetry import PairWindow, ProviderLoad
 
@@ -19,10 +20,6 @@ TAU_RATIO = 0.7
 """Reluctance to move, in mean latencies of the route (times 1 + uncertainty)."""
 DEMAND_SMOOTHING = 0.6
 """Weight of the newest window in the demand."""
-_SERVICE_CV2 = 0.5
-"""Squared coefficient of variation assumed of one response time."""
-_UNKNOWN_SERVICE_S = 0.05
-"""Service time of a provider that nobody has measured or declared, s."""
 
 
 def evaluate(
@@ -41,10 +38,13 @@ def evaluate(
     the evaluation, and the models to keep for the next tick
     """
     problem = state.problem
-    seen = observe(problem, window)
+    if state.rows is None or not state.rows.fits(problem, window):
+        state.rows = map_rows(problem, window)
+    seen = observe(problem, window, state.rows)
     overlap = min(1.0, tick_s / max(window.window_s, 1e-9))
-    models = _update_models(state, seen, load, overlap, tick_s)
-    stations = _stations(problem, models)
+    models = update_models(problem, state.models, seen, load, overlap=overlap, elapsed_s=tick_s)
+    curves = stations(problem, models)
+    rtt_s = models.distances.rtt_s[problem.place]
     price_usd = _live_price(problem, load)
     measured = seen.route_age_s <= FRESH_TICKS * tick_s
     demand = _demand(problem, models.demand_rps, seen, measured)
@@ -61,15 +61,17 @@ def evaluate(
         models, demand_rps=np.where(measured, demand, models.demand_rps), budget_pressure=pressure
     )
     slo_s = _blend(problem, blend, "slo_s")
-    costs = _costs(state, stations, models, price_usd, egress_usd, slo_s, blend, demand)
+    costs = _costs(state, curves, models, price_usd, egress_usd, rtt_s, slo_s, blend, demand)
     uncertainty = _route_uncertainty(state, models)
     mean_ms = 1e3 * problem.pairs.sum_by_route(
-        state.shares * latency.mean_s(stations, _planned_rps(state, demand))[problem.pairs.provider]
+        state.shares
+        * (latency.mean_s(curves, _planned_rps(state, demand))[problem.pairs.provider] + rtt_s)
     )
     evaluation = Evaluation(
         now_s=now_s,
         observation=seen,
-        stations=stations,
+        stations=curves,
+        rtt_s=rtt_s,
         sigma_ratio=np.sqrt(models.service.variance),
         error_ratio=models.errors.ratio,
         price_usd=price_usd,
@@ -86,75 +88,9 @@ def evaluate(
     return evaluation, models
 
 
-def _update_models(
-    state: EngineState, seen: Observation, load: ProviderLoad, overlap: float, elapsed_s: float
-) -> Models:
-    """Explain the observed response times by service times; take in utilisation."""
-    problem, models = state.problem, state.models
-    rps, observed = seen.provider_rps, seen.provider_latency_s
-    heard = np.isfinite(observed)
-    ones = np.ones_like(rps)
-    service = latency.infer_service_s(
-        np.where(heard, np.maximum(observed, 1e-4), 1.0), rps, problem.servers, models.kappa, ones
-    )
-    # A window reaches over several ticks: each sample may count once.
-    samples = np.where(heard, seen.provider_responses * overlap, 0.0)
-    start = np.where(models.known, models.service.mean, np.where(heard, np.log(service), np.nan))
-    service_filter, _ = estimate.update(
-        replace(models.service, mean=start),
-        np.log(service),
-        samples,
-        _SERVICE_CV2 * ones,
-        elapsed_s,
-    )
-    believed = np.exp(
-        np.where(np.isfinite(service_filter.mean), service_filter.mean, np.log(_UNKNOWN_SERVICE_S))
-    )
-    first = heard & ~models.known & np.isfinite(problem.capacity_prior_rps)
-    kappa = np.where(first, problem.capacity_prior_rps * believed / problem.servers, models.kappa)
-    busy = _utilisation(problem, load)
-    measured_kappa = rps * believed / (problem.servers * np.maximum(busy, 1e-3))
-    usable = np.isfinite(busy) & (busy > 0.05) & (rps > 1.0)
-    kappa = np.where(usable, kappa + 0.2 * (measured_kappa - kappa), kappa)
-    wait = latency.wait_s(Stations(believed, problem.servers, kappa, ones, ones), rps)
-    tail = (np.nan_to_num(seen.provider_p95_s, nan=0.0) - latency.WAIT_P95_RATIO * wait) / believed
-    tail_weight = np.where(np.isfinite(seen.provider_p95_s), samples / (samples + 50.0), 0.0)
-    return replace(
-        models,
-        service=service_filter,
-        kappa=np.clip(kappa, 0.1, 20.0),
-        tail_ratio=models.tail_ratio + tail_weight * (np.clip(tail, 1.0, 10.0) - models.tail_ratio),
-        errors=estimate.count_errors(
-            models.errors,
-            seen.provider_errors * overlap,
-            np.maximum(seen.provider_attempts, seen.provider_errors) * overlap,
-            elapsed_s,
-        ),
-    )
-
-
-def _stations(problem: Problem, models: Models) -> Stations:
-    ones = np.ones(problem.pairs.providers)
-    mean = np.where(models.known, models.service.mean, np.log(_UNKNOWN_SERVICE_S))
-    return Stations(np.exp(mean), problem.servers, models.kappa, ones, models.tail_ratio)
-
-
-def _by_provider(problem: Problem, load: ProviderLoad, values: Floats) -> Floats:
-    """(J,) a column of the load reports in the problem's order; NaN where absent."""
-    index = {name: i for i, name in enumerate(load.providers)}
-    rows = [index.get(name, -1) for name in problem.providers]
-    padded = np.append(values, np.nan)
-    taken: Floats = padded[np.array(rows, dtype=np.int64)]
-    return taken
-
-
-def _utilisation(problem: Problem, load: ProviderLoad) -> Floats:
-    return _by_provider(problem, load, load.utilisation_ratio)
-
-
 def _live_price(problem: Problem, load: ProviderLoad) -> Floats:
     """(J,) dollars per request: what the provider announces, else what was declared."""
-    announced = _by_provider(problem, load, load.price_per_million_usd) / 1e6
+    announced = by_provider(problem, load, load.price_per_million_usd) / 1e6
     usable = np.isfinite(announced) & (announced >= 0.0)
     return np.where(usable, announced, problem.declared_usd)
 
@@ -198,10 +134,11 @@ def _planned_rps(state: EngineState, demand: Floats) -> Floats:
 
 def _costs(
     state: EngineState,
-    stations: Stations,
+    curves: Stations,
     models: Models,
     price_usd: Floats,
     egress_usd: Floats,
+    rtt_s: Floats,
     slo_s: Floats,
     blend: Floats,
     demand: Floats,
@@ -209,7 +146,9 @@ def _costs(
     """Every load-independent term of every pair, in milliseconds."""
     problem, pairs = state.problem, state.problem.pairs
     provider, route = pairs.provider, pairs.route
-    baseline_ms = 1e3 * pairs.sum_by_route(problem.baseline_shares * stations.service_s[provider])
+    baseline_ms = 1e3 * pairs.sum_by_route(
+        problem.baseline_shares * (curves.idle_s[provider] + rtt_s)
+    )
     baseline_usd = pairs.sum_by_route(problem.baseline_shares * problem.declared_usd[provider])
     rate = models.budget_pressure * objective.exchange_ms_per_usd(
         _blend(problem, blend, "performance_weight"),
@@ -217,8 +156,9 @@ def _costs(
         baseline_ms,
         baseline_usd,
     )
-    p95 = latency.p95_s(stations, _planned_rps(state, demand))[provider]
+    p95 = latency.p95_s(curves, _planned_rps(state, demand))[provider] + rtt_s
     return PairCosts(
+        distance=1e3 * rtt_s,
         error=objective.error_ms(models.errors.ratio[provider], problem.failure_ms[route]),
         price=rate[route] * price_usd[provider],
         egress=rate[route] * egress_usd,

@@ -8,7 +8,7 @@ import numpy as np
 from xds_server.core.calibration import Z_90, recalibrate
 from xds_server.core.tables import Floats
 from xds_server.engine.deploy import Deployment
-from xds_server.engine.state import Models
+from xds_server.engine.models import Models
 from xds_server.engine.types import Evaluation, Problem
 from xds_server.model.decision import Outcome
 

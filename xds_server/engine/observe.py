@@ -1,6 +1,9 @@
-"""From what every (node, provider) pair reported to routes and providers."""
+"""From what every (node, provider) pair reported to routes, places and providers."""
+
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from xds_server.core.histogram import quantile_s
 from xds_server.core.tables import Floats, Ints
@@ -11,54 +14,104 @@ _BOUNDS_S = np.array(LATENCY_BUCKETS_MS) / 1e3
 _P95 = 0.95
 
 
-def observe(problem: Problem, window: PairWindow) -> Observation:
+@dataclass(frozen=True, slots=True)
+class RowMap:
+    """Where each of a window's W rows belongs; kept while neither side changes."""
+
+    problem: Problem
+    nodes: tuple[str, ...]
+    node_row: Ints
+    provider_row: Ints
+    pair: Ints  # (W,) -1: the node has no group, or its group no such pair
+    to_pairs: csr_array  # (P, W)
+    to_routes: csr_array  # (R, W)
+    to_providers: csr_array  # (J, W)
+
+    def fits(self, problem: Problem, window: PairWindow) -> bool:
+        """Whether this is the map of that window; windows share their index arrays."""
+        return (
+            self.problem is problem
+            and self.nodes is window.nodes
+            and self.node_row is window.node_row
+            and self.provider_row is window.provider_row
+        )
+
+
+def map_rows(problem: Problem, window: PairWindow) -> RowMap:
+    """Find the pair and the provider of every row."""
+    pair, provider = _rows(problem, window)
+    pairs, count = problem.pairs, len(pair)
+    mine = np.flatnonzero(pair >= 0)
+    known = np.flatnonzero(provider >= 0)
+
+    def sums(row: Ints, columns: Ints, rows: int) -> csr_array:
+        return csr_array((np.ones(len(row)), (row, columns)), shape=(rows, count))
+
+    return RowMap(
+        problem,
+        window.nodes,
+        window.node_row,
+        window.provider_row,
+        pair,
+        sums(pair[mine], mine, len(pairs.route)),
+        sums(pairs.route[pair[mine]], mine, pairs.routes),
+        sums(provider[known], known, pairs.providers),
+    )
+
+
+def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
     """Aggregate a window. Rows of nodes without a group count for their provider alone.
 
     Rates divide by the time that reports cover, so a lost report lowers the confidence
     of a rate, not the rate.
     """
-    pair, provider = _rows(problem, window)
     pairs = problem.pairs
     rps = window.requests / np.maximum(window.covered_s, 1e-9)
-    mine, known = pair >= 0, provider >= 0
-
-    def to_pairs(values: Floats) -> Floats:
-        return _bincount(pair[mine], values[mine], len(pairs.route))
-
-    def to_providers(values: Floats) -> Floats:
-        return _bincount(provider[known], values[known], pairs.providers)
-
-    def histogram(rows: Ints, chosen: np.ndarray, size: int) -> Floats:
-        merged = np.zeros((size, window.latency_hist.shape[1]))
-        np.add.at(merged, rows[chosen], window.latency_hist[chosen])
-        return merged
-
-    pair_hist = histogram(pair, mine, len(pairs.route))
-    route_hist = np.zeros((pairs.routes, pair_hist.shape[1]))
-    np.add.at(route_hist, pairs.route, pair_hist)
-    pair_rps, pair_sum = to_pairs(rps), to_pairs(window.latency_sum_s)
-    pair_count, pair_bytes = to_pairs(window.latency_count), to_pairs(window.rx_bytes)
-    route_count = pairs.sum_by_route(pair_count)
-    provider_count = to_providers(window.latency_count)
+    columns = np.column_stack(
+        [
+            rps,
+            window.latency_sum_s,
+            window.latency_count,
+            window.rx_bytes,
+            window.errors,
+            window.requests,
+        ]
+    )
+    pair_rps, pair_sum, pair_count, pair_bytes, _, _ = (rows.to_pairs @ columns).T
+    route = {
+        name: pairs.sum_by_route(values)
+        for name, values in (
+            ("rps", pair_rps),
+            ("sum", pair_sum),
+            ("count", pair_count),
+            ("bytes", pair_bytes),
+        )
+    }
+    by_provider = (rows.to_providers @ columns).T
+    places = len(problem.place_provider)
+    # An empty bincount is one of integers.
+    place_count = np.bincount(problem.place, pair_count, places).astype(np.float64)
+    place_sum = np.bincount(problem.place, pair_sum, places).astype(np.float64)
     age = np.full(pairs.routes, np.inf)
-    np.minimum.at(age, pairs.route[pair[mine]], window.age_s[mine])
+    mine = rows.pair >= 0
+    np.minimum.at(age, pairs.route[rows.pair[mine]], window.age_s[mine])
     return Observation(
         pair_rps=pair_rps,
-        pair_latency_s=_ratio(pair_sum, pair_count),
-        pair_p95_s=quantile_s(pair_hist, _BOUNDS_S, _P95),
         pair_responses=pair_count,
-        route_rps=pairs.sum_by_route(pair_rps),
-        route_latency_s=_ratio(pairs.sum_by_route(pair_sum), route_count),
-        route_p95_s=quantile_s(route_hist, _BOUNDS_S, _P95),
-        route_responses=route_count,
-        route_bytes=_ratio(pairs.sum_by_route(pair_bytes), route_count),
+        route_rps=route["rps"],
+        route_latency_s=_ratio(route["sum"], route["count"]),
+        route_p95_s=quantile_s(rows.to_routes @ window.latency_hist, _BOUNDS_S, _P95),
+        route_responses=route["count"],
+        route_bytes=_ratio(route["bytes"], route["count"]),
         route_age_s=age,
-        provider_rps=to_providers(rps),
-        provider_latency_s=_ratio(to_providers(window.latency_sum_s), provider_count),
-        provider_p95_s=quantile_s(histogram(provider, known, pairs.providers), _BOUNDS_S, _P95),
-        provider_responses=provider_count,
-        provider_errors=to_providers(window.errors),
-        provider_attempts=to_providers(window.requests),
+        place_latency_s=_ratio(place_sum, place_count),
+        place_responses=place_count,
+        provider_rps=by_provider[0],
+        provider_latency_s=_ratio(by_provider[1], by_provider[2]),
+        provider_p95_s=quantile_s(rows.to_providers @ window.latency_hist, _BOUNDS_S, _P95),
+        provider_responses=by_provider[2],
+        provider_errors=by_provider[4],
+        provider_attempts=by_provider[5],
     )
 
 
@@ -78,11 +131,5 @@ def _rows(problem: Problem, window: PairWindow) -> tuple[Ints, Ints]:
     return np.where(found, problem.pair_at[at], -1), provider
 
 
-def _bincount(rows: Ints, values: Floats, size: int) -> Floats:
-    total: Floats = np.bincount(rows, values, size).astype(np.float64, copy=False)
-    return total
-
-
 def _ratio(total: Floats, count: Floats) -> Floats:
-    """Mean, NaN where nothing was counted."""
     return np.where(count > 0.0, total / np.maximum(count, 1e-12), np.nan)

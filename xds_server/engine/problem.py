@@ -52,6 +52,11 @@ def build_problem(
         [group_row[row.key.group] * len(providers) + provider_row[p.name] for _, row, p in flat],
         dtype=np.int64,
     )
+    place_of = {
+        key: q
+        for q, key in enumerate(sorted({(row.key.group.locality, p.name) for _, row, p in flat}))
+    }
+    region = {p.name: p.locality.region for p in mesh.providers.values()}
     cells = {(e.origin, e.to): e.per_gib_usd for e in mesh.egress}
     order = np.argsort(keys, kind="stable").astype(np.int64)
     declared = [mesh.providers[name] for name in providers]
@@ -68,6 +73,12 @@ def build_problem(
         group_keys=tuple(g.key for g in ordered),
         pair_key=keys[order],
         pair_at=order,
+        place=np.array(
+            [place_of[row.key.group.locality, p.name] for _, row, p in flat], dtype=np.int64
+        ),
+        places=tuple(place_of),
+        place_provider=np.array([provider_row[name] for _, name in place_of], dtype=np.int64),
+        place_home=np.array([where.region == region[name] for where, name in place_of], dtype=bool),
         target=_profile_arrays([r.template.profile(r.key.group.phase) for r in rows], flat, rows),
         origin=_profile_arrays([_origin(r) for r in rows], flat, rows),
         since_s=np.array([row.group.since_s for row in rows]),

@@ -21,8 +21,10 @@ def forecast(problem: Problem, evaluation: Evaluation, shares: Floats) -> Foreca
     demand = evaluation.demand_rps
     rps = pairs.sum_by_provider(demand[pairs.route] * shares)
     mean = latency.mean_s(evaluation.stations, rps)[pairs.provider]
-    p95 = latency.p95_s(evaluation.stations, rps)[pairs.provider]
+    p95 = latency.p95_s(evaluation.stations, rps)[pairs.provider] + evaluation.rtt_s
+    # Distance is part of the costs, and of the latency.
     cost_ms = pairs.sum_by_route(shares * (evaluation.costs.total + 1e3 * mean))
+    mean = mean + evaluation.rtt_s
     spread = pairs.sum_by_route((shares * mean * evaluation.sigma_ratio[pairs.provider]) ** 2)
     latency_s = pairs.sum_by_route(shares * mean)
     return Forecast(

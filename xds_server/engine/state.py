@@ -10,33 +10,18 @@ from typing import Final
 import numpy as np
 
 from xds_server.core import limits
-from xds_server.core.estimate import ErrorCounts, LogFilter
+from xds_server.core.distance import Distances
+from xds_server.core.estimate import ErrorCounts
+from xds_server.core.power import PowerFits
 from xds_server.core.tables import Floats, Ints
 from xds_server.engine.deploy import Deployment
+from xds_server.engine.models import Models, initial_models
+from xds_server.engine.observe import RowMap
 from xds_server.engine.types import Problem
 from xds_server.model.ids import ProviderName, RouteKey
 
 FORECASTS_KEPT: Final = 4
 """Deployments whose outcome is still awaited; the oldest is dropped."""
-_UNKNOWN_VARIANCE: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """What was learned; axis 0 is J, except ``calibration`` (R)."""
-
-    service: LogFilter  # log seconds
-    kappa: Floats
-    tail_ratio: Floats
-    errors: ErrorCounts
-    calibration: Floats  # (R,) factor on sigma
-    demand_rps: Floats  # (R,) smoothed
-    budget_pressure: Floats  # (R,) >= 1, factor on the price of money
-
-    @property
-    def known(self) -> np.ndarray:
-        """(J,) whether the service time is more than a guess."""
-        return np.isfinite(self.service.mean)
 
 
 @dataclass(slots=True)
@@ -48,6 +33,7 @@ class EngineState:
     models: Models
     last_good: Floats  # (P,) shares whose outcome was as forecast and within the SLO
     weights: Ints  # (P,) last published; all 0 before the first
+    rows: RowMap | None = None  # of the newest window
     pending: deque[Deployment] = field(default_factory=lambda: deque(maxlen=FORECASTS_KEPT))
 
     def remember(self, deployment: Deployment, models: Models, last_good: Floats) -> None:
@@ -60,24 +46,9 @@ class EngineState:
 def initial_state(problem: Problem) -> EngineState:
     """Start at the baseline, knowing only priors."""
     shares = limits.onto_allowed(problem.pairs, problem.baseline_shares, problem.allowed)
-    providers, routes = problem.pairs.providers, problem.pairs.routes
-    prior = np.log(problem.service_prior_s)
-    models = Models(
-        service=LogFilter(
-            prior,
-            np.full(providers, _UNKNOWN_VARIANCE),
-            prior,
-            np.zeros(providers),
-            np.zeros(providers),
-        ),
-        kappa=np.ones(providers),
-        tail_ratio=np.full(providers, 2.0),
-        errors=ErrorCounts(np.zeros(providers), np.zeros(providers), np.zeros(providers)),
-        calibration=np.ones(routes),
-        demand_rps=np.full(routes, np.nan),
-        budget_pressure=np.ones(routes),
+    return EngineState(
+        problem, shares, initial_models(problem), shares, np.zeros(len(shares), dtype=np.int64)
     )
-    return EngineState(problem, shares, models, shares, np.zeros(len(shares), dtype=np.int64))
 
 
 def adopt(old: EngineState, problem: Problem) -> EngineState:
@@ -96,6 +67,8 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
     provider_index = {name: i for i, name in enumerate(old.problem.providers)}
     provider_from = np.array([provider_index.get(n, -1) for n in problem.providers], dtype=np.int64)
 
+    place_index = {key: i for i, key in enumerate(old.problem.places)}
+    place_from = np.array([place_index.get(key, -1) for key in problem.places], dtype=np.int64)
     # A pair that is new in a route which had shares starts at 0, not at its baseline.
     inherited = problem.pairs.sum_by_route((pair_from >= 0).astype(np.float64)) > 0.0
     blank = np.where(inherited[problem.pairs.route], 0.0, problem.baseline_shares)
@@ -129,6 +102,16 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
             _take(m.errors.attempts, provider_from, fresh.errors.attempts),
             _take(m.errors.clean, provider_from, fresh.errors.clean),
         ),
+        power=PowerFits(
+            *(
+                _take(getattr(m.power, name), provider_from, getattr(fresh.power, name))
+                for name in PowerFits.__slots__
+            )
+        ),
+        distances=Distances(
+            _take(m.distances.rtt_s, place_from, fresh.distances.rtt_s),
+            _take(m.distances.variance_s2, place_from, fresh.distances.variance_s2),
+        ),
         calibration=_take(m.calibration, route_from, fresh.calibration),
         demand_rps=_take(m.demand_rps, route_from, fresh.demand_rps),
         budget_pressure=_take(m.budget_pressure, route_from, fresh.budget_pressure),
@@ -140,7 +123,8 @@ def _take(old: np.ndarray, rows: Ints, blank: np.ndarray) -> np.ndarray:
     """Old values where ``rows`` names one, ``blank`` where it is -1."""
     if len(old) == 0:
         return blank
-    return np.where(rows >= 0, old[np.maximum(rows, 0)], blank)
+    known = (rows >= 0).reshape(-1, *[1] * (old.ndim - 1))
+    return np.where(known, old[np.maximum(rows, 0)], blank)
 
 
 def _pair_names(problem: Problem) -> list[tuple[RouteKey, ProviderName]]:

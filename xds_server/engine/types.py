@@ -1,4 +1,7 @@
-"""What the stages hand to each other. Axes: R routes, P pairs, J providers."""
+"""What the stages hand to each other. Axes: R routes, P pairs, J providers, Q places.
+
+A place is a provider as seen from one locality of callers.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from xds_server.model.decision import Bottleneck, Candidate, Forecast
 from xds_server.model.ids import (
     ApplicationName,
     GroupKey,
+    Locality,
     NodeId,
     PhaseName,
     ProviderName,
@@ -55,6 +59,10 @@ class Problem:
     group_keys: tuple[GroupKey, ...]
     pair_key: Ints  # (P,) group row * J + provider row, ascending
     pair_at: Ints  # (P,) pair that pair_key belongs to
+    place: Ints  # (P,) row of the place
+    places: tuple[tuple[Locality, ProviderName], ...]  # (Q,)
+    place_provider: Ints  # (Q,)
+    place_home: Bools  # (Q,) callers in the provider's own region
     target: ProfileArrays
     origin: ProfileArrays
     since_s: Floats  # (R,) when the route's group began
@@ -76,8 +84,6 @@ class Observation:
     """What the last window showed, aggregated to pairs, routes and providers."""
 
     pair_rps: Floats  # (P,) attempts/s
-    pair_latency_s: Floats  # (P,) mean; NaN: no response
-    pair_p95_s: Floats  # (P,) NaN: no response
     pair_responses: Floats  # (P,)
     route_rps: Floats  # (R,)
     route_latency_s: Floats  # (R,) NaN: no response
@@ -85,6 +91,8 @@ class Observation:
     route_responses: Floats  # (R,)
     route_bytes: Floats  # (R,) response bytes per request; NaN
     route_age_s: Floats  # (R,) of the newest sample; inf: never
+    place_latency_s: Floats  # (Q,) NaN: no response
+    place_responses: Floats  # (Q,)
     provider_rps: Floats  # (J,)
     provider_latency_s: Floats  # (J,) NaN
     provider_p95_s: Floats  # (J,) NaN
@@ -100,6 +108,7 @@ class Evaluation:
     now_s: float
     observation: Observation
     stations: Stations
+    rtt_s: Floats  # (P,) network time beyond the provider's nearest callers'
     sigma_ratio: Floats  # (J,) relative standard deviation of the service time
     error_ratio: Floats  # (J,)
     price_usd: Floats  # (J,) per request, live

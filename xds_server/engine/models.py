@@ -1,0 +1,197 @@
+"""Provider models brought up to date with what was observed: the first half of ``evaluate``."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from xds_server.core import distance, estimate, latency, power
+from xds_server.core.distance import Distances
+from xds_server.core.estimate import ErrorCounts, LogFilter
+from xds_server.core.latency import Stations
+from xds_server.core.power import PowerFits
+from xds_server.core.tables import Floats
+from xds_server.engine.types import Observation, Problem
+from xds_server.model.telemetry import ProviderLoad
+
+SERVICE_CV2 = 0.5
+"""Squared coefficient of variation assumed of one response time."""
+UNKNOWN_SERVICE_S = 0.05
+"""Service time of a provider that nobody has measured or declared, s."""
+UNKNOWN_VARIANCE = 1.0
+_KAPPA_GAIN = 0.2
+_KAPPA_MIN, _KAPPA_MAX = 0.05, 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What was learned; axis 0 is J, except where stated."""
+
+    service: LogFilter  # log seconds
+    kappa: Floats
+    tail_ratio: Floats
+    errors: ErrorCounts
+    power: PowerFits
+    distances: Distances  # (Q,)
+    calibration: Floats  # (R,) factor on sigma
+    demand_rps: Floats  # (R,) smoothed
+    budget_pressure: Floats  # (R,) >= 1, factor on the price of money
+
+    @property
+    def known(self) -> np.ndarray:
+        """(J,) whether the service time is more than a guess."""
+        return np.isfinite(self.service.mean)
+
+
+def initial_models(problem: Problem) -> Models:
+    """Know only priors."""
+    providers, routes = problem.pairs.providers, problem.pairs.routes
+    prior = np.log(problem.service_prior_s)
+    zeros = np.zeros(providers)
+    return Models(
+        service=LogFilter(prior, np.full(providers, UNKNOWN_VARIANCE), prior, zeros, zeros),
+        kappa=np.ones(providers),
+        tail_ratio=np.full(providers, 2.0),
+        errors=ErrorCounts(zeros, zeros, zeros),
+        power=power.no_fits(providers),
+        distances=distance.no_distances(len(problem.places)),
+        calibration=np.ones(routes),
+        demand_rps=np.full(routes, np.nan),
+        budget_pressure=np.ones(routes),
+    )
+
+
+def stations(problem: Problem, models: Models) -> Stations:
+    """Return the latency curves that the models stand for."""
+    ones = np.ones(problem.pairs.providers)
+    mean = np.where(models.known, models.service.mean, np.log(UNKNOWN_SERVICE_S))
+    return Stations(
+        np.exp(mean),
+        problem.servers,
+        models.kappa,
+        ones,
+        models.tail_ratio,
+        power.curves(models.power) if models.power.chosen.any() else None,
+    )
+
+
+def update_models(
+    problem: Problem,
+    models: Models,
+    seen: Observation,
+    load: ProviderLoad,
+    *,
+    overlap: float,
+    elapsed_s: float,
+) -> Models:
+    """Explain observed response times by distances and service times; take in utilisation.
+
+    Parameters
+    ----------
+    overlap : part of the window that is new, 0..1: each sample may count once
+    elapsed_s : since the last update
+    """
+    distances = distance.update(
+        models.distances,
+        problem.place_provider,
+        problem.place_home,
+        problem.pairs.providers,
+        seen.place_latency_s,
+        seen.place_responses * overlap,
+        SERVICE_CV2,
+        elapsed_s,
+    )
+    away = _mean_distance(problem, seen, distances)
+    observed = np.maximum(seen.provider_latency_s - away, 1e-4)
+    rps, samples = seen.provider_rps, np.nan_to_num(seen.provider_responses) * overlap
+    heard = np.isfinite(observed) & (samples > 0.0)
+    samples = np.where(heard, samples, 0.0)
+    service, believed = _service(problem, models, observed, rps, samples, elapsed_s)
+    busy = by_provider(problem, load, load.utilisation_ratio)
+    kappa = _kappa(problem, models, heard, rps, believed, busy)
+    ones = np.ones_like(rps)
+    wait = latency.wait_s(Stations(believed, problem.servers, kappa, ones, ones), rps)
+    p95 = np.nan_to_num(seen.provider_p95_s - away, nan=0.0)
+    tail = (p95 - latency.WAIT_P95_RATIO * wait) / believed
+    tail_weight = np.where(np.isfinite(seen.provider_p95_s), samples / (samples + 50.0), 0.0)
+    predicted = latency.mean_s(
+        stations(problem, replace(models, power=_stations_only(models))), rps
+    )
+    return replace(
+        models,
+        service=service,
+        kappa=np.clip(kappa, _KAPPA_MIN, _KAPPA_MAX),
+        tail_ratio=models.tail_ratio + tail_weight * (np.clip(tail, 1.0, 10.0) - models.tail_ratio),
+        errors=estimate.count_errors(
+            models.errors,
+            seen.provider_errors * overlap,
+            np.maximum(seen.provider_attempts, seen.provider_errors) * overlap,
+            elapsed_s,
+        ),
+        power=power.update(
+            models.power,
+            rps,
+            observed,
+            samples,
+            SERVICE_CV2 * ones,
+            predicted,
+            ~np.isfinite(busy),
+        ),
+        distances=distances,
+    )
+
+
+def _stations_only(models: Models) -> PowerFits:
+    return replace(models.power, chosen=np.zeros_like(models.power.chosen))
+
+
+def _service(
+    problem: Problem,
+    models: Models,
+    observed_s: Floats,
+    rps: Floats,
+    samples: Floats,
+    elapsed_s: float,
+) -> tuple[LogFilter, Floats]:
+    """Filter the service times that explain what was observed."""
+    heard, ones = samples > 0.0, np.ones_like(rps)
+    service = latency.infer_service_s(
+        np.where(heard, observed_s, 1.0), rps, problem.servers, models.kappa, ones
+    )
+    log_service = np.log(np.maximum(service, 1e-6))
+    start = np.where(models.known, models.service.mean, np.where(heard, log_service, np.nan))
+    filtered, _ = estimate.update(
+        replace(models.service, mean=start), log_service, samples, SERVICE_CV2 * ones, elapsed_s
+    )
+    believed = np.where(np.isfinite(filtered.mean), filtered.mean, np.log(UNKNOWN_SERVICE_S))
+    return filtered, np.exp(believed)
+
+
+def _kappa(
+    problem: Problem, models: Models, heard: np.ndarray, rps: Floats, believed: Floats, busy: Floats
+) -> Floats:
+    """Capacity over servers / service time: declared first, then as utilisation says."""
+    first = heard & ~models.known & np.isfinite(problem.capacity_prior_rps)
+    kappa = np.where(first, problem.capacity_prior_rps * believed / problem.servers, models.kappa)
+    measured = rps * believed / (problem.servers * np.maximum(busy, 1e-3))
+    usable = np.isfinite(busy) & (busy > 0.05) & (rps > 1.0)
+    return np.where(usable, kappa + _KAPPA_GAIN * (measured - kappa), kappa)
+
+
+def _mean_distance(problem: Problem, seen: Observation, distances: Distances) -> Floats:
+    """(J,) network time in the provider's mean response, over those who called it."""
+    j = problem.pairs.providers
+    count = np.bincount(problem.place_provider, seen.place_responses, j)
+    total = np.bincount(problem.place_provider, seen.place_responses * distances.rtt_s, j)
+    mean: Floats = total / np.maximum(count, 1.0)
+    return mean
+
+
+def by_provider(problem: Problem, load: ProviderLoad, values: Floats) -> Floats:
+    """(J,) a column of the load reports in the problem's order; NaN where absent."""
+    if load.providers == problem.providers:
+        return values
+    index = {name: i for i, name in enumerate(load.providers)}
+    rows = [index.get(name, -1) for name in problem.providers]
+    padded = np.append(values, np.nan)
+    taken: Floats = padded[np.array(rows, dtype=np.int64)]
+    return taken
