@@ -11,7 +11,7 @@ Beyond ``RHO_LINEAR`` it continues along its tangent, so that an overloaded stat
 finite, and the solver keeps a slope to follow. A *power curve* has no notion of capacity and
 fits what a station cannot explain, a chain of services say (SLATE, NSDI 2026, uses it):
 
-    T(x) = b + k (x / x0)^n
+    T(x) = b + sum of k_n (x / x0)^n
 
 Both are convex in x.
 """
@@ -36,13 +36,13 @@ _BISECTIONS = 24
 
 @dataclass(frozen=True, slots=True)
 class PowerCurves:
-    """Curves b + k (x / x0)^n; axis 0 (J) is the provider."""
+    """Curves b + sum of k_n (x / x0)^n; axis 0 (J) is the provider."""
 
     chosen: Bools  # (J,) whether this family describes the provider
     base_s: Floats  # (J,) b > 0
-    rise_s: Floats  # (J,) k >= 0
+    rise_s: Floats  # (J, G) k >= 0
     scale_rps: Floats  # (J,) x0 > 0
-    exponent: Floats  # (J,) n >= 1
+    exponents: tuple[float, ...]  # (G,) n >= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +94,12 @@ def _wait(stations: Stations, rps: Floats) -> tuple[Floats, Floats, Floats]:
     power = stations.power
     if power is None or not power.chosen.any():
         return wait, first, second
-    n, x0 = power.exponent, power.scale_rps
-    y = np.maximum(rps / x0, 1e-9)
-    rise = power.rise_s * y**n
+    n, x = np.array(power.exponents), np.maximum(rps, 1e-9 * power.scale_rps)
+    rise = power.rise_s * (x / power.scale_rps)[:, None] ** n
     return (
-        np.where(power.chosen, rise, wait),
-        np.where(power.chosen, n * rise / (y * x0), first),
-        np.where(power.chosen, n * (n - 1.0) * rise / (y * x0) ** 2, second),
+        np.where(power.chosen, rise.sum(axis=1), wait),
+        np.where(power.chosen, (n * rise).sum(axis=1) / x, first),
+        np.where(power.chosen, (n * (n - 1.0) * rise).sum(axis=1) / x**2, second),
     )
 
 

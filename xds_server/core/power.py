@@ -1,59 +1,69 @@
-"""Power curves b + k (x / x0)^n learned online, and the choice between them and a station.
+"""Power curves b + sum of k_n (x / x0)^n learned online, and the choice between them and a station.
 
-Recursive least squares with forgetting over the features (1, (x / x0)^n), for a few exponents
-at once, in relative errors: a measurement weighs by 1 / (T^2 noise). Every candidate is judged by
-how probable it made each measurement before it saw it, remembered with the same forgetting (a
-rolling predictive log-score: A. P. Dawid, "Present position and potential developments: the
-prequential approach", 1984).
+What was measured is remembered by load: each provider has a row of bins over the logarithm of its
+load, each with the mean load and latency of what fell into it. A bin forgets when it is hit again,
+the others hardly: a provider that has been held at one load for an hour still knows what it was
+like at another (directional forgetting). Curves of a few exponents are fitted to the bins by
+weighted least squares in relative errors, averaged by their likelihood, and compared with the
+station by likelihood over the bins; a power curve has two parameters more, and pays for them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from xds_server.core.latency import PowerCurves
+from xds_server.core import latency
+from xds_server.core.latency import PowerCurves, Stations
 from xds_server.core.tables import Bools, Floats
 
 EXPONENTS = (1.0, 2.0, 3.0, 4.0, 6.0)
-FORGETTING = 0.98
-"""Per measurement."""
-SWITCH_MARGIN = 2.0
-"""Log-score by which a family must be better than the one in use."""
-MODEL_NOISE = 0.02**2
+BINS = 64
+BIN_RATIO = 1.05
+"""Upper over lower bound of a bin: loads from a fifth to five times the first are told apart."""
+HIT_KEPT = 0.7
+"""Part of a bin's past that stays when it is measured again."""
+IDLE_KEPT = 0.998
+"""Per measurement, of all other bins."""
+LEVEL_GAIN = 0.3
+"""Part of a miss that moves a whole curve: a provider that slows down has the same, higher."""
+LEVEL_BREAK = 0.3
+"""A curve that is off by more than this, in logarithms, is another one: the past fades fast."""
+BREAK_KEPT = 0.5
+SWITCH_MARGIN = 3.0
+"""Log-likelihood by which a family must be better than the one in use."""
+MODEL_NOISE = 0.03**2
 """Relative variance of a measurement that no number of samples removes."""
-_RIDGE = 0.05
-_WORST_SCORE = -12.0
-_MOVED_RATIO = 1.3
-"""Loads must have differed by this factor before a curve can be told from a constant."""
+_TOLD_APART = 1.15
+_LEAST_WEIGHT = 0.02
+_BIN_WEIGHT_MAX = 4.0 / MODEL_NOISE
 
 
 @dataclass(frozen=True, slots=True)
 class PowerFits:
-    """Normal equations of every (provider, exponent), and scores; axis 0 (J) is the provider."""
+    """What was measured by load, and the best curve through it; axis 0 (J) is the provider."""
 
     scale_rps: Floats  # (J,) x0, the first load seen; NaN: none yet
-    lowest_rps: Floats  # (J,)
-    highest_rps: Floats  # (J,)
-    normal: Floats  # (J, G, 3) sums of 1, f, f f
-    right: Floats  # (J, G, 2) sums of T, f T
-    score: Floats  # (J, G) rolling predictive log-score
-    station_score: Floats  # (J,)
+    weight: Floats  # (J, BINS) sums of 1 / relative variance
+    load: Floats  # (J, BINS) weighted sums of the load, rps
+    time: Floats  # (J, BINS) and of the response time, s
+    level: Floats  # (J,) log of what is observed over what the chosen curve says
     chosen: Bools  # (J,) the power family is in use
+    base_s: Floats  # (J,)
+    rise_s: Floats  # (J, len(EXPONENTS))
 
 
 def no_fits(providers: int) -> PowerFits:
     """Nothing is known of any provider."""
-    g = len(EXPONENTS)
-    blank = np.full(providers, np.nan)
+    zeros, table = np.zeros(providers), np.zeros((providers, BINS))
     return PowerFits(
-        blank,
-        np.full(providers, np.inf),
-        np.zeros(providers),
-        np.zeros((providers, g, 3)),
-        np.zeros((providers, g, 2)),
-        np.zeros((providers, g)),
-        np.zeros(providers),
+        np.full(providers, np.nan),
+        table,
+        table,
+        table,
+        zeros,
         np.zeros(providers, dtype=bool),
+        np.ones(providers),
+        np.zeros((providers, len(EXPONENTS))),
     )
 
 
@@ -63,96 +73,136 @@ def update(
     observed_s: Floats,
     samples: Floats,
     cv2: Floats,
-    station_s: Floats,
+    stations: Stations,
     eligible: Bools,
 ) -> PowerFits:
-    """Take in one measurement per provider where there are samples.
+    """Take in one measurement per provider where there are samples, and fit again.
 
     Parameters
     ----------
     rps : (J,) load at which ``observed_s`` (J,) was measured
     samples : (J,) requests behind it, >= 0
     cv2 : (J,) squared coefficient of variation of one sample
-    station_s : (J,) what the station predicted for that load, before it learned of it
-    eligible : (J,) whether the family may be chosen
+    stations : the other family's curves, as they are now
+    eligible : (J,) whether the power family may be chosen
     """
     seen = (samples > 0.0) & np.isfinite(observed_s) & (rps > 0.0)
     scale = np.where(np.isnan(fits.scale_rps) & seen, rps, fits.scale_rps)
-    safe_scale = np.where(np.isfinite(scale), scale, 1.0)
-    observed = np.where(seen, observed_s, 1.0)
-    noise = cv2 / np.maximum(samples, 1.0) + MODEL_NOISE
-    features = _features(rps, safe_scale)
-    base, rise = _solve(fits)
-    known = fits.normal[:, :, 0] > 0.0
-    guess = np.where(known, base + rise * features, station_s[:, None])
-    ours = _log_density(guess, observed[:, None], noise[:, None])
-    theirs = _log_density(station_s, observed, noise)
-    weight = np.where(seen, 1.0 / (observed**2 * noise), 0.0)[:, None]
-    kept = np.where(seen, FORGETTING, 1.0)[:, None]
-    normal = fits.normal * kept[:, :, None]
-    normal += weight[:, :, None] * np.stack([np.ones_like(features), features, features**2], 2)
-    right = fits.right * kept[:, :, None]
-    right += (weight * observed[:, None])[:, :, None] * np.stack(
-        [np.ones_like(features), features], 2
+    x0 = np.where(np.isfinite(scale), scale, 1.0)
+    curve = fits.base_s + (fits.rise_s * (rps / x0)[:, None] ** np.array(EXPONENTS)).sum(axis=1)
+    miss = np.log(np.where(seen, observed_s, 1.0) / np.maximum(curve, 1e-9)) - fits.level
+    step = np.where(seen & fits.chosen, LEVEL_GAIN * np.clip(miss, -1.0, 1.0), 0.0)
+    level = np.where(fits.chosen, fits.level + step, 0.0)
+    broken = np.abs(level) > LEVEL_BREAK
+    kept = np.where(broken, BREAK_KEPT, IDLE_KEPT)[:, None]
+    where = np.log(np.maximum(rps, 1e-9) / x0) / np.log(BIN_RATIO) + BINS / 2
+    row, hit = np.flatnonzero(seen), np.clip(where, 0, BINS - 1).astype(np.int64)
+    hit = hit[row]
+    more = 1.0 / (cv2 / np.maximum(samples, 1.0) + MODEL_NOISE)
+    tables = []
+    for table, value in (
+        (fits.weight, np.ones_like(rps)),
+        (fits.load, rps),
+        (fits.time, observed_s),
+    ):
+        new = np.where(seen[:, None], table * kept, table)
+        new[row, hit] = HIT_KEPT * new[row, hit] + (more * value)[row]
+        tables.append(new)
+    weight, load, time = tables
+    found = _fit(weight, load, time, x0)
+    station = _misfit_of_stations(weight, load, time, stations)
+    used = np.where(
+        weight > _LEAST_WEIGHT * more[:, None], load / np.maximum(weight, 1e-12), np.nan
     )
-    score = np.where(seen[:, None], FORGETTING * fits.score + ours, fits.score)
-    station = np.where(seen, FORGETTING * fits.station_score + theirs, fits.station_score)
-    low = np.where(seen, np.minimum(fits.lowest_rps, rps), fits.lowest_rps)
-    high = np.where(seen, np.maximum(fits.highest_rps, rps), fits.highest_rps)
-    ahead = score.max(axis=1) - station
-    told_apart = high > _MOVED_RATIO * low
-    enters = ahead > SWITCH_MARGIN
-    chosen = eligible & told_apart & np.where(fits.chosen, ahead > -SWITCH_MARGIN, enters)
-    return replace(
-        fits,
-        scale_rps=scale,
-        lowest_rps=low,
-        highest_rps=high,
-        normal=normal,
-        right=right,
-        score=score,
-        station_score=station,
-        chosen=chosen,
+    apart = _spread(used) > _TOLD_APART
+    ahead = 0.5 * (station - found.misfit)
+    better = np.where(fits.chosen, ahead > -SWITCH_MARGIN, ahead > SWITCH_MARGIN)
+    chosen = eligible & apart & better
+    return PowerFits(
+        scale,
+        weight,
+        load,
+        time,
+        np.where(chosen, np.where(broken, BREAK_KEPT * level, level), 0.0),
+        chosen,
+        found.base_s,
+        found.rise_s,
     )
 
 
 def curves(fits: PowerFits) -> PowerCurves:
     """Return each provider's most probable curve."""
-    base, rise = _solve(fits)
-    best = fits.score.argmax(axis=1)
-    row = np.arange(len(best))
+    level = np.exp(fits.level)
     return PowerCurves(
         chosen=fits.chosen,
-        base_s=np.maximum(base[row, best], 1e-6),
-        rise_s=rise[row, best],
+        base_s=np.maximum(level * fits.base_s, 1e-6),
+        rise_s=level[:, None] * fits.rise_s,
         scale_rps=np.where(np.isfinite(fits.scale_rps), fits.scale_rps, 1.0),
-        exponent=np.array(EXPONENTS)[best],
+        exponents=EXPONENTS,
     )
 
 
-def _features(rps: Floats, scale: Floats) -> Floats:
-    """(J, G) (x / x0)^n."""
-    ratio = np.clip(rps / scale, 1e-6, 1e3)
-    powers: Floats = ratio[:, None] ** np.array(EXPONENTS)
-    return powers
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    base_s: Floats  # (J,)
+    rise_s: Floats  # (J, G)
+    misfit: Floats  # (J,) weighted sum of squared relative errors, of the best
 
 
-def _solve(fits: PowerFits) -> tuple[Floats, Floats]:
-    """(J, G) b and k >= 0 that fit best; the ridge keeps k at 0 until loads have differed."""
-    n1, nf, nff = fits.normal[:, :, 0], fits.normal[:, :, 1], fits.normal[:, :, 2]
-    t1, tf = fits.right[:, :, 0], fits.right[:, :, 1]
+def _fit(weight: Floats, load: Floats, time: Floats, x0: Floats) -> _Fit:
+    """Least squares over each provider's bins for every exponent, averaged by likelihood."""
+    x = load / np.maximum(weight, 1e-12) / x0[:, None]
+    t = np.where(weight > 0.0, time / np.maximum(weight, 1e-12), 1.0)
+    w = np.minimum(weight, _BIN_WEIGHT_MAX) / t**2
+    n1, t1 = w.sum(axis=1), (w * t).sum(axis=1)
     safe = np.maximum(n1, 1e-300)
-    spread = nff - nf**2 / safe
-    rise = (tf - nf * t1 / safe) / np.maximum(spread + _RIDGE * 1e-3 * nff, 1e-300)
-    rise = np.maximum(rise, 0.0)
-    base = (t1 - rise * nf) / safe
-    # A curve that would start below zero goes through it instead.
-    through = tf / np.maximum(nff, 1e-300)
-    below = base <= 0.0
-    return np.where(below, 0.0, base), np.where(below, through, rise)
+    bases, rises, misfits = [], [], []
+    for exponent in EXPONENTS:
+        f = np.where(weight > 0.0, x**exponent, 0.0)
+        nf, nff, tf = (w * f).sum(axis=1), (w * f * f).sum(axis=1), (w * f * t).sum(axis=1)
+        spread = np.maximum(nff - nf**2 / safe, 1e-9 * np.maximum(nff, 1e-300))
+        rise = np.maximum((tf - nf * t1 / safe) / spread, 0.0)
+        base = (t1 - rise * nf) / safe
+        # A curve that would start below zero goes through it instead.
+        below = base <= 0.0
+        rise = np.where(below, tf / np.maximum(nff, 1e-300), rise)
+        base = np.where(below, 0.0, base)
+        bases.append(base)
+        rises.append(rise)
+        misfits.append((w * (base[:, None] + rise[:, None] * f - t) ** 2).sum(axis=1))
+    misfit = np.stack(misfits, axis=1)
+    best = misfit.min(axis=1)
+    likely = np.exp(-0.5 * (misfit - best[:, None]))
+    likely /= likely.sum(axis=1, keepdims=True)
+    return _Fit(
+        (likely * np.stack(bases, axis=1)).sum(axis=1), likely * np.stack(rises, axis=1), best
+    )
 
 
-def _log_density(guess: Floats, observed: Floats, noise: Floats) -> Floats:
-    """Log of a normal density of the relative error; bounded, so that one outlier is one vote."""
-    z2 = ((observed - guess) / observed) ** 2 / noise
-    return np.maximum(-0.5 * (z2 + np.log(noise)), _WORST_SCORE)
+def _misfit_of_stations(weight: Floats, load: Floats, time: Floats, stations: Stations) -> Floats:
+    """(J,) the same sum for the stations, each scaled to fit as well as it can."""
+    known = weight > 0.0
+    x = np.where(known, load / np.maximum(weight, 1e-12), 0.0)
+    t = np.where(known, time / np.maximum(weight, 1e-12), 1.0)
+    j, bins = x.shape
+    spread = Stations(
+        np.repeat(stations.service_s, bins),
+        np.repeat(stations.servers, bins),
+        np.repeat(stations.kappa, bins),
+        np.repeat(stations.variability, bins),
+        np.repeat(stations.tail_ratio, bins),
+    )
+    guess = latency.mean_s(spread, x.ravel()).reshape(j, bins)
+    w = np.minimum(weight, _BIN_WEIGHT_MAX)
+    ratio = guess / t
+    scale = (w * ratio).sum(axis=1) / np.maximum((w * ratio * ratio).sum(axis=1), 1e-12)
+    misfit: Floats = (w * (scale[:, None] * ratio - 1.0) ** 2).sum(axis=1)
+    return misfit
+
+
+def _spread(loads: Floats) -> Floats:
+    """(J,) highest over lowest load of the bins that count; 1 without any."""
+    none = np.isnan(loads)
+    high = np.where(none, -np.inf, loads).max(axis=1)
+    low = np.where(none, np.inf, loads).min(axis=1)
+    return np.where(np.isfinite(high), high / np.maximum(low, 1e-9), 1.0)

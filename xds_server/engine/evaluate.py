@@ -7,19 +7,17 @@ import numpy as np
 from xds_server.core import latency, objective
 from xds_server.core.latency import Stations
 from xds_server.core.objective import PairCosts
-from xds_server.core.tables import Bools, Floats
-from xds_server.engine.models import Models, by_provider, stations, update_models
+from xds_server.core.tables import Floats
+from xds_server.engine.models import Models, by_provider, stations, update_demand, update_models
 from xds_server.engine.observe import map_rows, observe
 from xds_server.engine.state import EngineState
-from xds_server.engine.types import Evaluation, Observation, Problem
+from xds_server.engine.types import Evaluation, Problem
 from xds_server.model.telemetry import PairWindow, ProviderLoad
 
 FRESH_TICKS = 3.0
 """Telemetry older than this many ticks freezes a route."""
 TAU_RATIO = 0.7
 """Reluctance to move, in mean latencies of the route (times 1 + uncertainty)."""
-DEMAND_SMOOTHING = 0.6
-"""Weight of the newest window in the demand."""
 
 
 def evaluate(
@@ -42,12 +40,27 @@ def evaluate(
         state.rows = map_rows(problem, window)
     seen = observe(problem, window, state.rows)
     overlap = min(1.0, tick_s / max(window.window_s, 1e-9))
-    models = update_models(problem, state.models, seen, load, overlap=overlap, elapsed_s=tick_s)
+    models = update_models(
+        problem,
+        state.models,
+        seen,
+        load,
+        state.planned_rps,
+        window.window_s,
+        overlap=overlap,
+        elapsed_s=tick_s,
+    )
     curves = stations(problem, models)
     rtt_s = models.distances.rtt_s[problem.place]
     price_usd = _live_price(problem, load)
     measured = seen.route_age_s <= FRESH_TICKS * tick_s
-    demand = _demand(problem, models.demand_rps, seen, measured)
+    models = replace(
+        models,
+        demand=update_demand(
+            models.demand, seen.route_rps, window.window_s, overlap, measured, tick_s
+        ),
+    )
+    demand = _demand(problem, models.demand_rps)
     blend = np.clip((now_s - problem.since_s) / np.maximum(problem.blend_s, 1e-9), 0.0, 1.0)
     # A byte is charged where it crosses regions; before any response, nothing is known.
     bytes_per_request = np.nan_to_num(seen.route_bytes, nan=0.0)[problem.pairs.route]
@@ -57,9 +70,7 @@ def evaluate(
     pressure = _budget_pressure(
         models.budget_pressure, spend, _blend(problem, blend, "budget_usd_per_h")
     )
-    models = replace(
-        models, demand_rps=np.where(measured, demand, models.demand_rps), budget_pressure=pressure
-    )
+    models = replace(models, budget_pressure=pressure)
     slo_s = _blend(problem, blend, "slo_s")
     costs = _costs(state, curves, models, price_usd, egress_usd, rtt_s, slo_s, blend, demand)
     uncertainty = _route_uncertainty(state, models)
@@ -95,14 +106,10 @@ def _live_price(problem: Problem, load: ProviderLoad) -> Floats:
     return np.where(usable, announced, problem.declared_usd)
 
 
-def _demand(problem: Problem, smoothed: Floats, seen: Observation, measured: Bools) -> Floats:
-    """(R,) requests/s: measured and smoothed; before any measurement, what is expected."""
-    start = np.where(np.isfinite(smoothed), smoothed, seen.route_rps)
-    fresh = start + DEMAND_SMOOTHING * (seen.route_rps - start)
+def _demand(problem: Problem, smoothed: Floats) -> Floats:
+    """(R,) requests/s as measured and smoothed; before any measurement, what is expected."""
     members = np.array([float(len(problem.groups[r.group].nodes)) for r in problem.routes])
-    expected = problem.target.expected_rps * members
-    known = np.where(np.isfinite(smoothed), smoothed, expected)
-    return np.where(measured, fresh, known)
+    return np.where(np.isfinite(smoothed), smoothed, problem.target.expected_rps * members)
 
 
 def _blend(problem: Problem, blend: Floats, name: str) -> Floats:

@@ -18,6 +18,9 @@ SERVICE_CV2 = 0.5
 UNKNOWN_SERVICE_S = 0.05
 """Service time of a provider that nobody has measured or declared, s."""
 UNKNOWN_VARIANCE = 1.0
+_SILENT_RPS = 0.02
+"""Less than this is none; its logarithm stands for zero."""
+_CHANCE_SIGMA = 2.5
 _KAPPA_GAIN = 0.2
 _KAPPA_MIN, _KAPPA_MAX = 0.05, 20.0
 
@@ -33,13 +36,25 @@ class Models:
     power: PowerFits
     distances: Distances  # (Q,)
     calibration: Floats  # (R,) factor on sigma
-    demand_rps: Floats  # (R,) smoothed
+    demand: LogFilter  # (R,) log requests/s
     budget_pressure: Floats  # (R,) >= 1, factor on the price of money
+
+    @property
+    def demand_rps(self) -> Floats:
+        """(R,) requests/s, smoothed; NaN where nothing was measured."""
+        rps: Floats = np.exp(self.demand.mean)
+        return np.where(rps <= _SILENT_RPS, 0.0, rps)
 
     @property
     def known(self) -> np.ndarray:
         """(J,) whether the service time is more than a guess."""
         return np.isfinite(self.service.mean)
+
+
+def unknown_demand(routes: int) -> LogFilter:
+    """Nothing was measured of any route."""
+    blank, zeros = np.full(routes, np.nan), np.zeros(routes)
+    return LogFilter(blank, np.full(routes, UNKNOWN_VARIANCE), blank, zeros, zeros)
 
 
 def initial_models(problem: Problem) -> Models:
@@ -55,7 +70,7 @@ def initial_models(problem: Problem) -> Models:
         power=power.no_fits(providers),
         distances=distance.no_distances(len(problem.places)),
         calibration=np.ones(routes),
-        demand_rps=np.full(routes, np.nan),
+        demand=unknown_demand(routes),
         budget_pressure=np.ones(routes),
     )
 
@@ -79,6 +94,8 @@ def update_models(
     models: Models,
     seen: Observation,
     load: ProviderLoad,
+    planned_rps: Floats,
+    window_s: float,
     *,
     overlap: float,
     elapsed_s: float,
@@ -87,6 +104,7 @@ def update_models(
 
     Parameters
     ----------
+    planned_rps : (J,) load that the shares in force should have given over the window
     overlap : part of the window that is new, 0..1: each sample may count once
     elapsed_s : since the last update
     """
@@ -113,9 +131,6 @@ def update_models(
     p95 = np.nan_to_num(seen.provider_p95_s - away, nan=0.0)
     tail = (p95 - latency.WAIT_P95_RATIO * wait) / believed
     tail_weight = np.where(np.isfinite(seen.provider_p95_s), samples / (samples + 50.0), 0.0)
-    predicted = latency.mean_s(
-        stations(problem, replace(models, power=_stations_only(models))), rps
-    )
     return replace(
         models,
         service=service,
@@ -129,19 +144,39 @@ def update_models(
         ),
         power=power.update(
             models.power,
-            rps,
+            _steady_rps(rps, planned_rps, window_s),
             observed,
             samples,
             SERVICE_CV2 * ones,
-            predicted,
+            Stations(believed, problem.servers, kappa, ones, ones),
             ~np.isfinite(busy),
         ),
         distances=distances,
     )
 
 
-def _stations_only(models: Models) -> PowerFits:
-    return replace(models.power, chosen=np.zeros_like(models.power.chosen))
+def update_demand(
+    before: LogFilter,
+    rps: Floats,
+    window_s: float,
+    overlap: float,
+    measured: np.ndarray,
+    elapsed_s: float,
+) -> LogFilter:
+    """Filter what routes ask for: by the counts' own error, and at once where it jumps.
+
+    Parameters
+    ----------
+    rps : (R,) requests/s counted over ``window_s``
+    measured : (R,) where the count is fresh; elsewhere demand stays as it was
+    """
+    log_rps = np.log(np.maximum(rps, 0.5 * _SILENT_RPS))
+    count = np.where(measured, np.maximum(rps * window_s * overlap, 1.0), 0.0)
+    start = np.where(measured & np.isnan(before.mean), log_rps, before.mean)
+    filtered, _ = estimate.update(
+        replace(before, mean=start), log_rps, count, np.ones_like(rps), elapsed_s
+    )
+    return filtered
 
 
 def _service(
@@ -175,6 +210,18 @@ def _kappa(
     measured = rps * believed / (problem.servers * np.maximum(busy, 1e-3))
     usable = np.isfinite(busy) & (busy > 0.05) & (rps > 1.0)
     return np.where(usable, kappa + _KAPPA_GAIN * (measured - kappa), kappa)
+
+
+def _steady_rps(rps: Floats, planned_rps: Floats, window_s: float) -> Floats:
+    """(J,) the planned load where the counted one differs by no more than chance does.
+
+    Counts scatter around the rate that queues answer to; as a regressor that scatter would
+    flatten every curve (regression dilution). Where they differ by more, the count is right:
+    weights were not in force, or others call the provider as well.
+    """
+    chance = _CHANCE_SIGMA * np.sqrt(np.maximum(rps, 1.0) / max(window_s, 1e-9))
+    usable = np.isfinite(planned_rps) & (np.abs(rps - planned_rps) <= chance)
+    return np.where(usable, planned_rps, rps)
 
 
 def _mean_distance(problem: Problem, seen: Observation, distances: Distances) -> Floats:

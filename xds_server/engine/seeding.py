@@ -77,7 +77,7 @@ def plant_routes(
     known = set(before.routes)
     late_s = now_s - seeds.read_at_s
     calibration, pressure = models.calibration.copy(), models.budget_pressure.copy()
-    demand, shares = models.demand_rps.copy(), state.shares.copy()
+    demand, shares = models.demand.mean.copy(), state.shares.copy()
     planted = np.zeros(len(shares), dtype=bool)
     ends = np.append(problem.pairs.starts, len(shares))
     any_phase = _newest_of_any_phase(seeds.routes)
@@ -89,7 +89,7 @@ def plant_routes(
             continue
         calibration[r], pressure[r] = seed.calibration_ratio, seed.budget_pressure
         if seed.age_s + late_s <= DEMAND_FRESH_S:
-            demand[r] = seed.demand_rps
+            demand[r] = np.log(max(seed.demand_rps, 1e-3))
         if seed.age_s + late_s <= ttl_s and seed.shares:
             mine = slice(ends[r], ends[r + 1])
             names = [problem.providers[j] for j in problem.pairs.provider[mine]]
@@ -97,7 +97,10 @@ def plant_routes(
             if asked.sum() > 0.0:
                 shares[mine], planted[mine] = asked / asked.sum(), True
     state.models = replace(
-        models, calibration=calibration, budget_pressure=pressure, demand_rps=demand
+        models,
+        calibration=calibration,
+        budget_pressure=pressure,
+        demand=replace(models.demand, mean=demand),
     )
     allowed = limits.onto_allowed(problem.pairs, shares, problem.allowed)
     state.shares = np.where(planted, allowed, state.shares)

@@ -11,7 +11,7 @@ import numpy as np
 
 from xds_server.core import limits
 from xds_server.core.distance import Distances
-from xds_server.core.estimate import ErrorCounts
+from xds_server.core.estimate import ErrorCounts, LogFilter
 from xds_server.core.power import PowerFits
 from xds_server.core.tables import Floats, Ints
 from xds_server.engine.deploy import Deployment
@@ -22,6 +22,8 @@ from xds_server.model.ids import ProviderName, RouteKey
 
 FORECASTS_KEPT: Final = 4
 """Deployments whose outcome is still awaited; the oldest is dropped."""
+_WINDOW_PLANS: Final = 2
+"""Plans that were in force during one window."""
 
 
 @dataclass(slots=True)
@@ -35,6 +37,15 @@ class EngineState:
     weights: Ints  # (P,) last published; all 0 before the first
     rows: RowMap | None = None  # of the newest window
     pending: deque[Deployment] = field(default_factory=lambda: deque(maxlen=FORECASTS_KEPT))
+
+    @property
+    def planned_rps(self) -> Floats:
+        """(J,) load under the plans of the newest window at the demand known now; NaN if none."""
+        pairs, demand = self.problem.pairs, self.models.demand_rps
+        plans = [d.shares for d in list(self.pending)[-_WINDOW_PLANS:]]
+        if not plans:
+            return np.full(pairs.providers, np.nan)
+        return pairs.sum_by_provider(demand[pairs.route] * np.mean(plans, axis=0))
 
     def remember(self, deployment: Deployment, models: Models, last_good: Floats) -> None:
         """Take over the results of a tick."""
@@ -113,7 +124,12 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
             _take(m.distances.variance_s2, place_from, fresh.distances.variance_s2),
         ),
         calibration=_take(m.calibration, route_from, fresh.calibration),
-        demand_rps=_take(m.demand_rps, route_from, fresh.demand_rps),
+        demand=LogFilter(
+            *(
+                _take(getattr(m.demand, name), route_from, getattr(fresh.demand, name))
+                for name in LogFilter.__slots__
+            )
+        ),
         budget_pressure=_take(m.budget_pressure, route_from, fresh.budget_pressure),
     )
     return EngineState(problem, shares, models, good, weights)
