@@ -72,7 +72,7 @@ def update(
     rps: Floats,
     observed_s: Floats,
     samples: Floats,
-    cv2: Floats,
+    variance: Floats,
     stations: Stations,
     eligible: Bools,
 ) -> PowerFits:
@@ -82,7 +82,7 @@ def update(
     ----------
     rps : (J,) load at which ``observed_s`` (J,) was measured
     samples : (J,) requests behind it, >= 0
-    cv2 : (J,) squared coefficient of variation of one sample
+    variance : (J,) relative variance of ``observed_s`` as a measurement at that load
     stations : the other family's curves, as they are now
     eligible : (J,) whether the power family may be chosen
     """
@@ -98,7 +98,7 @@ def update(
     where = np.log(np.maximum(rps, 1e-9) / x0) / np.log(BIN_RATIO) + BINS / 2
     row, hit = np.flatnonzero(seen), np.clip(where, 0, BINS - 1).astype(np.int64)
     hit = hit[row]
-    more = 1.0 / (cv2 / np.maximum(samples, 1.0) + MODEL_NOISE)
+    more = 1.0 / (variance + MODEL_NOISE)
     tables = []
     for table, value in (
         (fits.weight, np.ones_like(rps)),

@@ -104,7 +104,7 @@ def update_models(
 
     Parameters
     ----------
-    planned_rps : (J,) load that the shares in force should have given over the window
+    planned_rps : (K, J) load that each plan in force during the window should have given
     overlap : part of the window that is new, 0..1: each sample may count once
     elapsed_s : since the last update
     """
@@ -144,10 +144,10 @@ def update_models(
         ),
         power=power.update(
             models.power,
-            _steady_rps(rps, planned_rps, window_s),
+            _steady_rps(rps, planned_rps.mean(axis=0), window_s),
             observed,
             samples,
-            SERVICE_CV2 * ones,
+            SERVICE_CV2 / np.maximum(samples, 1.0) + _unsteadiness(planned_rps),
             Stations(believed, problem.servers, kappa, ones, ones),
             ~np.isfinite(busy),
         ),
@@ -222,6 +222,16 @@ def _steady_rps(rps: Floats, planned_rps: Floats, window_s: float) -> Floats:
     chance = _CHANCE_SIGMA * np.sqrt(np.maximum(rps, 1.0) / max(window_s, 1e-9))
     usable = np.isfinite(planned_rps) & (np.abs(rps - planned_rps) <= chance)
     return np.where(usable, planned_rps, rps)
+
+
+def _unsteadiness(planned_rps: Floats) -> Floats:
+    """(J,) relative variance of a mean that was taken over two loads as if over one.
+
+    Curves are convex: what was measured while the load moved lies above them.
+    """
+    logs = np.log(np.maximum(np.nan_to_num(planned_rps, nan=1.0), 1e-6))
+    spread: Floats = logs.max(axis=0) - logs.min(axis=0)
+    return 0.25 * spread**2
 
 
 def _mean_distance(problem: Problem, seen: Observation, distances: Distances) -> Floats:

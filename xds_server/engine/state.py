@@ -40,12 +40,12 @@ class EngineState:
 
     @property
     def planned_rps(self) -> Floats:
-        """(J,) load under the plans of the newest window at the demand known now; NaN if none."""
+        """(K, J) load under each plan of the newest window at today's demand; NaN if none."""
         pairs, demand = self.problem.pairs, self.models.demand_rps
         plans = [d.shares for d in list(self.pending)[-_WINDOW_PLANS:]]
         if not plans:
-            return np.full(pairs.providers, np.nan)
-        return pairs.sum_by_provider(demand[pairs.route] * np.mean(plans, axis=0))
+            return np.full((1, pairs.providers), np.nan)
+        return np.stack([pairs.sum_by_provider(demand[pairs.route] * plan) for plan in plans])
 
     def remember(self, deployment: Deployment, models: Models, last_good: Floats) -> None:
         """Take over the results of a tick."""
