@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from xds_server.model.topology import Address, Price
+from xds_server.model.usage import Usage
 
 
 class Clock(Protocol):
@@ -62,5 +63,28 @@ class Pricing(Protocol):
 
         Raises AdapterError as ``Discovery.watch`` does. What was last yielded stays in force,
         and is as old as it is.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UsageUpdate:
+    """All that one source knows at one look; at most one ``Usage`` for each instance or provider.
+
+    Who is not in it is not known to the source any more.
+    """
+
+    usages: tuple[Usage, ...]
+
+
+class Metering(Protocol):
+    """Where it is measured what instances and providers use."""
+
+    def watch(self) -> AsyncIterator[UsageUpdate]:
+        """Yield what is in use now, and again at each look, until cancelled.
+
+        Raises AdapterError as ``Discovery.watch`` does. A source that answers "nobody" yields
+        an empty update. Measurements grow old: while a source is lost, what it said last counts
+        for as long as the caller takes such words to be true, and for no longer.
         """
         ...

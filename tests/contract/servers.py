@@ -64,7 +64,7 @@ async def serving_document() -> AsyncIterator[DocumentServer]:
     server = DocumentServer()
     app = web.Application()
     app.router.add_get("/prices", server.answer)
-    async with _serving(app, None) as port:
+    async with serving(app, None) as port:
         server.port = port
         yield server
 
@@ -144,13 +144,13 @@ async def serving_engine(socket: Path | None) -> AsyncIterator[tuple[Engine, str
     app.router.add_get("/_ping", engine.ping)
     app.router.add_get(f"/v{VERSION}/containers/json", engine.list)
     app.router.add_get(f"/v{VERSION}/events", engine.events)
-    async with _serving(app, socket) as port:
+    async with serving(app, socket) as port:
         yield engine, f"unix://{socket}" if socket else f"tcp://127.0.0.1:{port}"
         engine.send(None)
 
 
 @asynccontextmanager
-async def _serving(app: web.Application, socket: Path | None) -> AsyncIterator[int]:
+async def serving(app: web.Application, socket: Path | None) -> AsyncIterator[int]:
     runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     site: web.BaseSite

@@ -74,6 +74,24 @@ class PriceSource:
 
 
 @dataclass(frozen=True, slots=True)
+class UsageSource:
+    """Which adapter measures what instances or providers use, with that adapter's own options."""
+
+    adapter: str
+    every_s: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class UsedProcess:
+    """How the processes of one instance are found on this host; exactly one is given."""
+
+    pid_file: str | None = None  # relative to mesh.yaml
+    port: int | None = None  # TCP, that one of them listens on
+    command: str | None = None  # a regular expression, searched in the command line
+
+
+@dataclass(frozen=True, slots=True)
 class Egress:
     """What responses cost from one region to another."""
 
@@ -222,6 +240,7 @@ class Mesh:
     history: HistorySettings | None = None
     resources: tuple[ResourceSet, ...] = ()
     egress: tuple[Egress, ...] = ()
+    usage: tuple[UsageSource, ...] = ()
 
     @property
     def providers(self) -> Mapping[ProviderName, Provider]:
