@@ -5,26 +5,37 @@ names, options). What a command needs is imported inside it, so that ``--help`` 
 ``validate`` answer at once.
 """
 
-import json
 import sys
-from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from xds_server.cli_what_if import replay_decisions, what_if
 from xds_server.errors import ConfigError, XdsServerError
+from xds_server.terminal import (
+    DEFAULT_ADMIN,
+    FAILED,
+    MISTAKE,
+    AdminOption,
+    JsonOption,
+    MeshOption,
+    Resolution,
+    ask,
+    fail,
+    fields_of,
+    is_url,
+    print_json,
+    print_rich,
+    print_yaml,
+)
 
 if TYPE_CHECKING:
     from xds_server.model.topology import Mesh
 
-FAILED = 1
-MISTAKE = 2
-ADMIN_TIMEOUT_S = 5.0
 DEMO_DURATION_S = 81.0  # as in demo.options, which is slow to import; a test compares them
 RECORD_MAX_MIB = 256
-DEFAULT_ADMIN = "http://127.0.0.1:18001"
 
 app = typer.Typer(
     name="xds-server",
@@ -54,15 +65,6 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-class Resolution(StrEnum):
-    """How fine history is shown."""
-
-    AUTO = "auto"
-    TICK = "1s"
-    MINUTE = "1m"
-    HOUR = "1h"
-
-
 class ExportFormat(StrEnum):
     """How rows of history are written."""
 
@@ -82,13 +84,6 @@ class Client(StrEnum):
 
     ENVOY = "envoy"
     GRPC = "grpc"
-
-
-MeshOption = Annotated[Path, typer.Option("--config", "-c", help="The mesh to serve.")]
-AdminOption = Annotated[
-    str, typer.Option("--admin", metavar="URL", help="Where server.admin.address answers.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -139,9 +134,9 @@ def validate(
         mesh = load_mesh(file)
     except ConfigError as error:
         if as_json:
-            _print_json({"ok": False, "problems": [_fields(p) for p in error.problems]})
+            print_json({"ok": False, "problems": [fields_of(p) for p in error.problems]})
             raise typer.Exit(MISTAKE) from None
-        _fail(MISTAKE, map(str, error.problems))
+        fail(MISTAKE, map(str, error.problems))
     counts = {
         "services": len(mesh.services),
         "providers": len(mesh.providers),
@@ -153,7 +148,7 @@ def validate(
         _ask_envoy(mesh, file, envoy_binary, as_json=as_json)
     inert = inert_keys(mesh)
     if as_json:
-        _print_json({"ok": True, "mesh": mesh.name, **counts, "inert_keys": inert})
+        print_json({"ok": True, "mesh": mesh.name, **counts, "inert_keys": inert})
         return
     counted = ", ".join(f"{n} {name if n != 1 else name[:-1]}" for name, n in counts.items())
     typer.echo(f"{file}: OK: {counted}")
@@ -170,13 +165,13 @@ def _ask_envoy(mesh: "Mesh", file: Path, binary: Path | None, *, as_json: bool) 
     found = find_envoy(binary)
     if found is None:
         where = str(binary) if binary else "$ENVOY, .tools/envoy/_bin/envoy and PATH"
-        _fail(FAILED, [f"no Envoy at {where}: name it with --envoy-binary PATH"])
+        fail(FAILED, [f"no Envoy at {where}: name it with --envoy-binary PATH"])
     try:
         refused = [v for v in ask_envoy(mesh, found) if not v.accepted]
     except (OSError, TimeoutExpired) as error:
-        _fail(FAILED, [f"{found}: {error}"])
+        fail(FAILED, [f"{found}: {error}"])
     if refused and as_json:
-        _print_json({"ok": False, "problems": [], "refused": [_fields(v) for v in refused]})
+        print_json({"ok": False, "problems": [], "refused": [fields_of(v) for v in refused]})
         raise typer.Exit(MISTAKE)
     lines = []
     for verdict in refused:
@@ -184,7 +179,7 @@ def _ask_envoy(mesh: "Mesh", file: Path, binary: Path | None, *, as_json: bool) 
         where = f"application {verdict.application}, {verdict.nodes}"
         lines.append(f"{file}: {where}: Envoy refuses{blame}: {verdict.text}")
     if lines:
-        _fail(MISTAKE, lines)
+        fail(MISTAKE, lines)
 
 
 @app.command(epilog="Example: xds-server serve -c mesh.yaml --log-format console")
@@ -217,9 +212,9 @@ def serve(
     try:
         code = run(config, record, record_max_mib)
     except ConfigError as error:
-        _fail(MISTAKE, map(str, error.problems))
+        fail(MISTAKE, map(str, error.problems))
     except XdsServerError as error:
-        _fail(FAILED, [str(error)])
+        fail(FAILED, [str(error)])
     raise typer.Exit(code)
 
 
@@ -273,23 +268,23 @@ def bootstrap(
     for setting in settings or ():
         key, equals, value = setting.partition("=")
         if not equals or not key:
-            _fail(MISTAKE, [f"--set {setting}: write it as key=value"])
+            fail(MISTAKE, [f"--set {setting}: write it as key=value"])
         if key in chosen:
-            _fail(MISTAKE, [f"--set {setting}: {key} is set twice; keep one"])
+            fail(MISTAKE, [f"--set {setting}: {key} is set twice; keep one"])
         chosen[key] = value
     grpc = client is Client.GRPC
     if grpc and output is DataFormat.YAML:
-        _fail(MISTAKE, ["bootstrap: gRPC reads JSON alone: drop --format yaml"])
+        fail(MISTAKE, ["bootstrap: gRPC reads JSON alone: drop --format yaml"])
     mesh = _load(config)
     try:
         render = render_grpc_bootstrap if grpc else render_bootstrap
         data = render(mesh, application, node, chosen)
     except ValueError as error:
-        _fail(MISTAKE, [f"bootstrap: {error}"])
+        fail(MISTAKE, [f"bootstrap: {error}"])
     if grpc or output is DataFormat.JSON:
-        _print_json(data)
+        print_json(data)
     else:
-        _print_yaml(data)
+        print_yaml(data)
 
 
 def _show_settings() -> NoReturn:
@@ -304,13 +299,13 @@ def _show_settings() -> NoReturn:
 @app.command(epilog="Example: xds-server status --admin http://127.0.0.1:18001")
 def status(*, admin: AdminOption = DEFAULT_ADMIN, as_json: JsonOption = False) -> None:
     """Show a running control plane: nodes, routes, providers, bottlenecks."""
-    data = _ask(admin, "/v1/status")
+    data = ask(admin, "/v1/status")
     if as_json:
-        _print_json(data)
+        print_json(data)
         return
     from xds_server.admin.render import render_status
 
-    _print_rich(render_status(data))
+    print_rich(render_status(data))
 
 
 @app.command(epilog="Example: xds-server explain checkout search")
@@ -328,13 +323,13 @@ def explain(
     """
     from urllib.parse import quote
 
-    data = _ask(admin, f"/v1/explain/{quote(application, safe='')}/{quote(service, safe='')}")
+    data = ask(admin, f"/v1/explain/{quote(application, safe='')}/{quote(service, safe='')}")
     if as_json:
-        _print_json(data)
+        print_json(data)
         return
     from xds_server.admin.render import render_explanation
 
-    _print_rich(render_explanation(data))
+    print_rich(render_explanation(data))
 
 
 @app.command(epilog="Example: xds-server services search")
@@ -350,25 +345,25 @@ def services(
     """
     from urllib.parse import quote
 
-    data = _ask(admin, f"/v1/services/{quote(name, safe='')}" if name else "/v1/services")
+    data = ask(admin, f"/v1/services/{quote(name, safe='')}" if name else "/v1/services")
     if as_json:
-        _print_json(data)
+        print_json(data)
         return
     from xds_server.admin.render_services import render_services
 
-    _print_rich(render_services(data))
+    print_rich(render_services(data))
 
 
 @app.command(epilog="Example: xds-server instances --json")
 def instances(*, admin: AdminOption = DEFAULT_ADMIN, as_json: JsonOption = False) -> None:
     """Show every running instance: its phase, what it calls, how that goes and what it costs."""
-    data = _ask(admin, "/v1/instances")
+    data = ask(admin, "/v1/instances")
     if as_json:
-        _print_json(data)
+        print_json(data)
         return
     from xds_server.admin.render_services import render_instances
 
-    _print_rich(render_instances(data))
+    print_rich(render_instances(data))
 
 
 @app.command(epilog="Example: xds-server history search --since 2h --provider search-east")
@@ -407,11 +402,11 @@ def history(
 
     since_s = duration_s(since)
     if not since_s:
-        _fail(MISTAKE, [f"--since {since}: write it like 90s, 15m, 2h, 7d"])
-    if not _is_url(admin):
-        _fail(MISTAKE, [f"--admin {admin}: not a URL; write it as {DEFAULT_ADMIN}"])
+        fail(MISTAKE, [f"--since {since}: write it like 90s, 15m, 2h, 7d"])
+    if not is_url(admin):
+        fail(MISTAKE, [f"--admin {admin}: not a URL; write it as {DEFAULT_ADMIN}"])
     if (decisions + anomalies + (export is not None)) > 1:
-        _fail(MISTAKE, ["--decisions, --anomalies, --export: choose one"])
+        fail(MISTAKE, ["--decisions, --anomalies, --export: choose one"])
     names = {"service": service, "provider": provider, "application": application}
     params = {key: value for key, value in names.items() if value}
     params |= {"since_s": f"{since_s:g}", "resolution": resolution.value}
@@ -423,17 +418,28 @@ def history(
         question = "decisions" if decisions else "anomalies" if anomalies else "points"
         data = source.ask(question, params)
     except ConfigError as error:
-        _fail(MISTAKE, map(str, error.problems))
+        fail(MISTAKE, map(str, error.problems))
     except ValueError as error:
-        _fail(MISTAKE, [f"history: {error}"])
+        fail(MISTAKE, [f"history: {error}"])
     except (XdsServerError, OSError) as error:
-        _fail(FAILED, [f"history: {error}"])
+        fail(FAILED, [f"history: {error}"])
     if as_json:
-        _print_json(data)
+        print_json(data)
         return
     from xds_server.admin.render_history import render_history
 
-    _print_rich(render_history(question, data, color=sys.stdout.isatty()))
+    print_rich(render_history(question, data, color=sys.stdout.isatty()))
+
+
+app.command(
+    "what-if",
+    epilog="Example: xds-server what-if --application checkout --service search "
+    "--set search-east.price=0.9 --set demand=x1.8",
+)(what_if)
+app.command(
+    "replay-decisions",
+    epilog="Example: xds-server replay-decisions --since 1h --profile maintenance",
+)(replay_decisions)
 
 
 @app.command(epilog="Example: xds-server demo --duration 60 --report report.json")
@@ -457,7 +463,7 @@ def demo(
     try:
         code = run_demo(DemoOptions(duration_s=duration, report=report, ui=ui, seed=seed))
     except XdsServerError as error:
-        _fail(FAILED, [str(error)])
+        fail(FAILED, [str(error)])
     raise typer.Exit(code)
 
 
@@ -483,9 +489,9 @@ def replay(
     try:
         outcomes = run(folder, only=stream)
     except XdsServerError as error:
-        _fail(MISTAKE, [str(error)])
+        fail(MISTAKE, [str(error)])
     if as_json:
-        _print_json([to_json(outcome) for outcome in outcomes])
+        print_json([to_json(outcome) for outcome in outcomes])
     else:
         for outcome in outcomes:
             typer.echo("\n".join(render(outcome)))
@@ -511,78 +517,4 @@ def _load(path: Path) -> "Mesh":
     try:
         return load_mesh(path)
     except ConfigError as error:
-        _fail(MISTAKE, map(str, error.problems))
-
-
-def _ask(admin: str, path: str) -> Any:
-    """Get JSON from the admin API, or say in one line why not and exit."""
-    from http.client import HTTPException
-    from urllib.error import HTTPError, URLError
-    from urllib.request import ProxyHandler, build_opener
-
-    if not _is_url(admin):
-        _fail(MISTAKE, [f"--admin {admin}: not a URL; write it as {DEFAULT_ADMIN}"])
-    opener = build_opener(ProxyHandler({}))  # the admin API is near: no proxy in between
-    try:
-        with opener.open(admin.rstrip("/") + path, timeout=ADMIN_TIMEOUT_S) as response:
-            return json.load(response)
-    except HTTPError as error:
-        with error:
-            code = MISTAKE if error.code == 404 else FAILED
-            _fail(code, [f"{admin}: {_detail(error.read()) or f'HTTP {error.code}'}"])
-    except (OSError, HTTPException, ValueError) as error:
-        why = error.reason if isinstance(error, URLError) else error
-        why = getattr(why, "strerror", None) or why
-        _fail(FAILED, [f"{admin}: no answer from the admin API: {why}; is xds-server running?"])
-
-
-def _is_url(text: str) -> bool:
-    from urllib.parse import urlsplit
-
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port or an IPv6 address that is none
-        return False
-
-
-def _detail(body: bytes) -> str:
-    """Return what a JSON problem says; "" for any other body."""
-    try:
-        return str(json.loads(body)["detail"])
-    except (ValueError, KeyError, TypeError):
-        return ""
-
-
-def _fail(code: int, lines: Iterable[str]) -> NoReturn:
-    for line in lines:
-        typer.echo(line, err=True)
-    raise typer.Exit(code)
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(record)
-
-
-def _print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
-
-
-def _print_yaml(data: Any) -> None:
-    from ruamel.yaml import YAML
-
-    yaml: Any = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # keep the order in which people read it
-    yaml.dump(data, sys.stdout)
-
-
-def _print_rich(renderable: Any) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # a pipe or a file has no width to fit into
-    console.print(renderable)
+        fail(MISTAKE, map(str, error.problems))

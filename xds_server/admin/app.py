@@ -13,6 +13,7 @@ from starlette.routing import Route
 from xds_server.admin.answers import json_response as _json
 from xds_server.admin.answers import problem_response as _problem
 from xds_server.admin.services import ServicesView, service_routes
+from xds_server.admin.what_if import WhatIfView, what_if_routes
 from xds_server.model.decision import Explanation
 from xds_server.model.status import Status
 from xds_server.observability import Metrics
@@ -26,6 +27,8 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     "/readyz": "200 when it can serve, else 503 with the reasons",
     "/v1/status": "nodes, routes, providers and bottlenecks",
     "/v1/explain/{application}/{service}": "why each of its routes has the weights that it has",
+    "/v1/what-if": "?application=A&service=S&set=CHANGE: what the mesh would do and gain",
+    "/v1/replay-decisions": "?profile=P: what another profile would have decided",
     "/v1/services": "services, providers and endpoints, each value with its age and source",
     "/v1/services/{service}": "one of them",
     "/v1/instances": "instances with what they do and what it costs",
@@ -36,7 +39,7 @@ ENDPOINTS: Final[Mapping[str, str]] = {
 }
 
 
-class View(ServicesView, Protocol):
+class View(ServicesView, WhatIfView, Protocol):
     """What the admin API may know. Methods are called on the event loop and must not block."""
 
     def ready(self) -> tuple[bool, Mapping[str, str]]:
@@ -97,6 +100,7 @@ def create_admin(view: View, metrics: Metrics, history: "History | None" = None)
             Route("/v1/status", status),
             Route("/v1/explain/{application}/{service}", explain),
             *service_routes(view),
+            *what_if_routes(view),
             *routes,
         ],
         exception_handlers={HTTPException: _http_problem},

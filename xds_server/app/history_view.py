@@ -38,7 +38,7 @@ class Source:
         Raises ValueError for what a person can mend; HistoryError.
         """
         path = "/v1/history" + ("" if question == "points" else f"/{question}")
-        response = self._get(path, params)
+        response = self.get(path, params)
         if response is not None:
             with response:
                 return json.load(response)
@@ -50,7 +50,7 @@ class Source:
 
     def export(self, params: Mapping[str, str], output: BinaryIO) -> None:
         """Write a file of rows to ``output``. Raises as ``ask`` does."""
-        response = self._get("/v1/history/export", params)
+        response = self.get("/v1/history/export", params)
         if response is not None:
             with response:
                 shutil.copyfileobj(response, output)
@@ -64,7 +64,7 @@ class Source:
             with path.open("rb") as written:
                 shutil.copyfileobj(written, output)
 
-    def _get(self, path: str, params: Mapping[str, str]) -> HTTPResponse | None:
+    def get(self, path: str, params: Mapping[str, str]) -> HTTPResponse | None:
         """Return the server's answer; None if nobody answers there."""
         opener = build_opener(ProxyHandler({}))  # the admin API is near: no proxy in between
         url = f"{self.admin.rstrip('/')}{path}?{urlencode(params)}"

@@ -1,7 +1,7 @@
 """The control plane's parts, joined; and what the admin API may see of them."""
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -22,6 +22,7 @@ from xds_server.app.registered import (
     show_services,
     with_capacities,
 )
+from xds_server.app.what_if import ask_engine, ask_history
 from xds_server.cache.nodes import NodeHandle
 from xds_server.cache.publisher import Publisher
 from xds_server.config import inert_keys
@@ -36,12 +37,14 @@ from xds_server.engine.runner import Engine, Turn
 from xds_server.errors import ConfigError, Problem
 from xds_server.history.writer import History
 from xds_server.model.decision import Explanation
+from xds_server.model.decision_replay import DecisionReplay
 from xds_server.model.history import Breach
 from xds_server.model.ids import NodeId, ProviderName, ServiceName
 from xds_server.model.services import InstanceView, ServiceView
 from xds_server.model.snapshot import Node
 from xds_server.model.status import Status
 from xds_server.model.topology import Mesh
+from xds_server.model.what_if import WhatIf
 from xds_server.observability import Metrics
 from xds_server.ports import Clock
 from xds_server.registry.announcements import Announcements
@@ -337,6 +340,19 @@ class ControlPlane:
     def explain(self, application: str, service: str) -> tuple[Explanation, ...]:
         """Return one explanation per route, in order. Raises KeyError."""
         return self.engine.explain(application, service)
+
+    def what_if(
+        self, application: str, service: str, changes: Sequence[str]
+    ) -> Callable[[], WhatIf]:
+        """Return what answers, in any thread, from the engine as it is now."""
+        counts = {name: len(found) for name, found in self.endpoints.current.items()}
+        return ask_engine(self.engine, self.mesh, counts, application, service, changes)
+
+    def replay_decisions(
+        self, profile: str, application: str, since_s: float, resolution: str
+    ) -> Callable[[], DecisionReplay]:
+        """Return what answers, in any thread, from history."""
+        return ask_history(self.history, self.mesh, profile, application, since_s, resolution)
 
 
 def _services(mesh: Mesh) -> dict[ProviderName, ServiceName]:

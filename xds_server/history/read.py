@@ -11,7 +11,9 @@ import numpy as np
 from xds_server.history.files import explained
 from xds_server.history.quantiles import QUANTILES, with_quantiles
 from xds_server.history.schema import PAIR, PROVIDER, SERIES_KEYS, Kind
+from xds_server.history.steps import recent_steps
 from xds_server.history.store import summed
+from xds_server.model.decision_replay import PastStep
 from xds_server.model.history import RESOLUTION_S
 
 POINTS_MAX: Final = 20_000
@@ -67,6 +69,11 @@ class Reader:
 
     def __init__(self, path: Path, connection: duckdb.DuckDBPyConnection) -> None:
         self.path, self._con = path, connection
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """What is read from."""
+        return self._con
 
     def points(self, query: Query) -> Answer:
         """Return each provider's points.
@@ -176,6 +183,10 @@ class Reader:
             f" TO '{target}' ({options})",
             values,
         )
+
+    def steps(self, since_s: float, resolution: str) -> tuple[str, tuple[PastStep, ...]]:
+        """Return the steps of the last ``since_s``, and their resolution; see ``recent_steps``."""
+        return recent_steps(self.path, self._con, since_s, resolution)
 
     # -- inside ----------------------------------------------------------------------
 

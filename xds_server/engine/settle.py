@@ -1,0 +1,95 @@
+"""Where the shares of an evaluation would come to rest, if it stayed as it is."""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from xds_server.core import latency, limits, objective, solver
+from xds_server.core.tables import Bools, Floats
+from xds_server.engine.generate import FAILING_FLOOR_RATIO, STEPS
+from xds_server.engine.simulate import forecast
+from xds_server.engine.types import Evaluation, Problem
+from xds_server.model.decision import Forecast
+from xds_server.model.topology import EngineSettings
+
+ITERATIONS_MAX: Final = 60
+SETTLED_SHARE: Final = 2e-4
+"""Shares that move less than this have settled."""
+_TAU_RATIO: Final = 0.3
+"""Reluctance in mean latencies of a route: it sets the pace alone, not where shares settle."""
+_FIXED_MS: Final = 1e12
+"""Reluctance of a route that is not to move."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Shares, and the evaluation as it is at them."""
+
+    shares: Floats  # (P,)
+    evaluation: Evaluation
+    forecast: Forecast
+    iterations: int
+    done: bool  # whether shares had stopped moving
+    gap_ratio: float
+
+
+def at_shares(problem: Problem, evaluation: Evaluation, shares: Floats) -> Evaluation:
+    """Return the evaluation with ``shares`` in force: the SLO's penalty follows their load."""
+    pairs = problem.pairs
+    rps = pairs.sum_by_provider(evaluation.demand_rps[pairs.route] * shares)
+    p95 = latency.p95_s(evaluation.stations, rps)[pairs.provider] + evaluation.rtt_s
+    slo = objective.slo_ms(p95, evaluation.slo_s[pairs.route])
+    return replace(evaluation, shares_now=shares, costs=replace(evaluation.costs, slo=slo))
+
+
+def settle(
+    problem: Problem,
+    evaluation: Evaluation,
+    shares: Floats,
+    settings: EngineSettings,
+    *,
+    steps: int = ITERATIONS_MAX,
+    max_shift_ratio: float = 1.0,
+    fixed: Bools | None = None,
+) -> Settled:
+    """Take the solver's step, within floors and masks, until shares stay or ``steps`` are over.
+
+    Each step is taken as far as the objective, with the SLO's penalty at the new load, improves.
+
+    Parameters
+    ----------
+    shares : (P,) to start from; what is not allowed is spread first
+    max_shift_ratio : of a route's traffic in one step
+    fixed : (R,) routes that keep their shares; None: none does
+    """
+    pairs, allowed = problem.pairs, evaluation.allowed
+    held = np.zeros(pairs.routes, dtype=bool) if fixed is None else fixed
+    kept = held[pairs.route]
+    healthy = np.maximum(1.0 - evaluation.error_ratio[pairs.provider], FAILING_FLOOR_RATIO)
+    floor = settings.min_share_ratio * healthy
+    spread = limits.onto_allowed(pairs, shares, allowed)
+    at = np.where(kept, shares, limits.with_floor(pairs, spread, allowed, floor))
+    here = at_shares(problem, evaluation, at)
+    value = forecast(problem, here, at)
+    gap_ratio = 0.0
+    for iteration in range(1, steps + 1):
+        tau = np.where(held, _FIXED_MS, _TAU_RATIO * np.maximum(1e3 * value.latency_s, 0.1))
+        found = solver.solve(
+            pairs, allowed, at, here.demand_rps, here.costs.total, tau, here.stations
+        )
+        gap_ratio = found.gap_ratio
+        wanted = limits.with_floor(pairs, found.shares, allowed, floor)
+        wanted = np.where(kept, at, limits.limit_shift(pairs, at, wanted, max_shift_ratio))
+        if np.max(np.abs(wanted - at), initial=0.0) < SETTLED_SHARE:
+            return Settled(at, here, value, iteration, True, gap_ratio)
+        for length in STEPS:
+            tried = at + length * (wanted - at)
+            there = at_shares(problem, evaluation, tried)
+            better = forecast(problem, there, tried)
+            if better.total < value.total:
+                at, here, value = tried, there, better
+                break
+        else:  # no step in this direction gains any more
+            return Settled(at, here, value, iteration, True, gap_ratio)
+    return Settled(at, here, value, steps, False, gap_ratio)
