@@ -14,7 +14,7 @@ import numpy as np
 
 from xds_server.core import latency
 from xds_server.core.latency import PowerCurves, Stations
-from xds_server.core.tables import Bools, Floats
+from xds_server.core.tables import Bools, Floats, Ints
 
 EXPONENTS = (1.0, 2.0, 3.0, 4.0, 6.0)
 BINS = 64
@@ -29,10 +29,16 @@ LEVEL_GAIN = 0.3
 LEVEL_BREAK = 0.3
 """A curve that is off by more than this, in logarithms, is another one: the past fades fast."""
 BREAK_KEPT = 0.5
-SWITCH_MARGIN = 3.0
+CHANGED_RATIO = 1.35
+CHANGED_SIGMA = 4.0
+"""The same load with a latency that is off by both is another provider under the same name."""
+CHANGED_KEPT = 0.02
+SWITCH_MARGIN = 10.0
 """Log-likelihood by which a family must be better than the one in use."""
 MODEL_NOISE = 0.03**2
 """Relative variance of a measurement that no number of samples removes."""
+LEAST_COUNT = 5.0
+"""Measurements without which no curve is drawn: queues that build up or drain are none."""
 _TOLD_APART = 1.15
 _LEAST_WEIGHT = 0.02
 _BIN_WEIGHT_MAX = 4.0 / MODEL_NOISE
@@ -46,6 +52,7 @@ class PowerFits:
     weight: Floats  # (J, BINS) sums of 1 / relative variance
     load: Floats  # (J, BINS) weighted sums of the load, rps
     time: Floats  # (J, BINS) and of the response time, s
+    count: Floats  # (J,) measurements since the provider last changed
     level: Floats  # (J,) log of what is observed over what the chosen curve says
     chosen: Bools  # (J,) the power family is in use
     base_s: Floats  # (J,)
@@ -60,6 +67,7 @@ def no_fits(providers: int) -> PowerFits:
         table,
         table,
         table,
+        zeros,
         zeros,
         np.zeros(providers, dtype=bool),
         np.ones(providers),
@@ -89,16 +97,19 @@ def update(
     seen = (samples > 0.0) & np.isfinite(observed_s) & (rps > 0.0)
     scale = np.where(np.isnan(fits.scale_rps) & seen, rps, fits.scale_rps)
     x0 = np.where(np.isfinite(scale), scale, 1.0)
-    curve = fits.base_s + (fits.rise_s * (rps / x0)[:, None] ** np.array(EXPONENTS)).sum(axis=1)
-    miss = np.log(np.where(seen, observed_s, 1.0) / np.maximum(curve, 1e-9)) - fits.level
+    curve = _at(fits.base_s, fits.rise_s, rps / x0)
+    miss = np.log(np.where(seen, observed_s, curve) / curve) - fits.level
     step = np.where(seen & fits.chosen, LEVEL_GAIN * np.clip(miss, -1.0, 1.0), 0.0)
     level = np.where(fits.chosen, fits.level + step, 0.0)
-    broken = np.abs(level) > LEVEL_BREAK
-    kept = np.where(broken, BREAK_KEPT, IDLE_KEPT)[:, None]
     where = np.log(np.maximum(rps, 1e-9) / x0) / np.log(BIN_RATIO) + BINS / 2
-    row, hit = np.flatnonzero(seen), np.clip(where, 0, BINS - 1).astype(np.int64)
-    hit = hit[row]
-    more = 1.0 / (variance + MODEL_NOISE)
+    bins = np.clip(where, 0, BINS - 1).astype(np.int64)
+    noise = variance + MODEL_NOISE
+    more = 1.0 / noise
+    changed = seen & _contradicted(fits, bins, observed_s, noise)
+    broken = np.abs(level) > LEVEL_BREAK
+    kept = np.where(changed, CHANGED_KEPT, np.where(broken, BREAK_KEPT, IDLE_KEPT))[:, None]
+    row = np.flatnonzero(seen)
+    hit, hit_kept = bins[row], np.where(changed, CHANGED_KEPT, HIT_KEPT)[row]
     tables = []
     for table, value in (
         (fits.weight, np.ones_like(rps)),
@@ -106,7 +117,7 @@ def update(
         (fits.time, observed_s),
     ):
         new = np.where(seen[:, None], table * kept, table)
-        new[row, hit] = HIT_KEPT * new[row, hit] + (more * value)[row]
+        new[row, hit] = hit_kept * table[row, hit] + (more * value)[row]
         tables.append(new)
     weight, load, time = tables
     found = _fit(weight, load, time, x0)
@@ -117,12 +128,18 @@ def update(
     apart = _spread(used) > _TOLD_APART
     ahead = 0.5 * (station - found.misfit)
     better = np.where(fits.chosen, ahead > -SWITCH_MARGIN, ahead > SWITCH_MARGIN)
-    chosen = eligible & apart & better
+    count = np.where(changed, 1.0, fits.count + seen)
+    now = _at(found.base_s, found.rise_s, rps / x0)
+    off = np.abs(np.log(np.where(seen, observed_s, now) / now) - level)
+    true = (off < np.log(CHANGED_RATIO)) | (off < CHANGED_SIGMA * np.sqrt(noise))
+    count = np.where(true, count, 0.0)
+    chosen = eligible & apart & better & (count >= LEAST_COUNT)
     return PowerFits(
         scale,
         weight,
         load,
         time,
+        count,
         np.where(chosen, np.where(broken, BREAK_KEPT * level, level), 0.0),
         chosen,
         found.base_s,
@@ -140,6 +157,24 @@ def curves(fits: PowerFits) -> PowerCurves:
         scale_rps=np.where(np.isfinite(fits.scale_rps), fits.scale_rps, 1.0),
         exponents=EXPONENTS,
     )
+
+
+def _at(base_s: Floats, rise_s: Floats, ratio: Floats) -> Floats:
+    """(J,) the curve at that load over x0, s, > 0."""
+    rise: Floats = (rise_s * ratio[:, None] ** np.array(EXPONENTS)).sum(axis=1)
+    return np.maximum(base_s + rise, 1e-9)
+
+
+def _contradicted(fits: PowerFits, bins: Ints, observed_s: Floats, noise: Floats) -> Bools:
+    """(J,) whether the latency is not what it was at this very load."""
+    row = np.arange(len(bins))
+    weight = fits.weight[row, bins]
+    known = weight > _LEAST_WEIGHT / MODEL_NOISE
+    before = np.where(known, fits.time[row, bins] / np.maximum(weight, 1e-12), 1.0)
+    off = np.abs(np.log(np.where(known, np.maximum(observed_s, 1e-9), 1.0) / before))
+    sigma = np.sqrt(noise + 1.0 / np.maximum(weight, 1e-9))
+    changed: Bools = known & (off > np.log(CHANGED_RATIO)) & (off > CHANGED_SIGMA * sigma)
+    return changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +238,6 @@ def _misfit_of_stations(weight: Floats, load: Floats, time: Floats, stations: St
 def _spread(loads: Floats) -> Floats:
     """(J,) highest over lowest load of the bins that count; 1 without any."""
     none = np.isnan(loads)
-    high = np.where(none, -np.inf, loads).max(axis=1)
+    high = np.where(none, 0.0, loads).max(axis=1)
     low = np.where(none, np.inf, loads).min(axis=1)
-    return np.where(np.isfinite(high), high / np.maximum(low, 1e-9), 1.0)
+    return np.where(high > 0.0, high / np.maximum(low, 1e-9), 1.0)
