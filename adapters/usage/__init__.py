@@ -1,13 +1,13 @@
 """What instances and providers use: one module per source, and the choice between them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from adapters.usage.processes import ProcessMetering
 from adapters.usage.prometheus import PrometheusMetering
 from xds_server.errors import AdapterError
 from xds_server.model.ids import ProviderName
-from xds_server.model.topology import UsageSource
+from xds_server.model.topology import Address, UsageSource
 from xds_server.ports import Clock, Metering
 
 __all__ = ["ProcessMetering", "PrometheusMetering", "open_metering"]
@@ -15,13 +15,13 @@ __all__ = ["ProcessMetering", "PrometheusMetering", "open_metering"]
 
 def open_metering(
     source: UsageSource,
-    ports: Mapping[ProviderName, Collection[int]],
+    endpoints: Callable[[], Mapping[ProviderName, Collection[Address]]],
     folder: Path,
     clock: Clock,
 ) -> Metering:
     """Return what measures; AdapterError when nothing can.
 
-    ``ports`` are TCP, of the endpoints on this host; files are relative to ``folder``.
+    ``endpoints`` are those there are, by provider; files are relative to ``folder``.
     """
     options = dict(source.options)
     match source.adapter:
@@ -40,7 +40,12 @@ def open_metering(
                 every_s=source.every_s,
             )
         case "psutil":
-            wanted = {name: ports.get(name, ()) for name in options.get("providers", ())}
-            processes = options.get("processes", {})
-            return ProcessMetering(processes, wanted, folder, clock, every_s=source.every_s)
+            return ProcessMetering(
+                options.get("processes", {}),
+                options.get("providers", ()),
+                endpoints,
+                folder,
+                clock,
+                every_s=source.every_s,
+            )
     raise AdapterError(f"no usage adapter is named {source.adapter!r}", retryable=False)

@@ -1,9 +1,10 @@
 """What processes of this host use, by psutil."""
 
 import asyncio
+import ipaddress
 import math
 import re
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,7 +12,8 @@ from typing import Final
 import psutil
 
 from xds_server.errors import AdapterError
-from xds_server.model.topology import UsedProcess
+from xds_server.model.ids import ProviderName
+from xds_server.model.topology import Address, UsedProcess
 from xds_server.model.usage import Usage
 from xds_server.ports import Clock, UsageUpdate
 
@@ -59,18 +61,23 @@ class ProcessMetering:
     def __init__(
         self,
         processes: Mapping[str, UsedProcess],
-        provider_ports: Mapping[str, Collection[int]],
+        providers: Collection[ProviderName],
+        endpoints: Callable[[], Mapping[ProviderName, Collection[Address]]],
         folder: Path,
         clock: Clock,
         *,
         every_s: float,
     ) -> None:
-        """``processes`` are by node id, ``provider_ports`` (TCP) by name; files in ``folder``."""
+        """``processes`` are by node id; ``endpoints`` is asked at each look; files in ``folder``.
+
+        Of a provider's endpoints those count that have an address of this host.
+        """
         self._processes = dict(processes)
         self._patterns = {
             of: re.compile(p.command) for of, p in processes.items() if p.command is not None
         }
-        self._provider_ports, self._folder = dict(provider_ports), folder
+        self._providers, self._endpoints = tuple(providers), endpoints
+        self._folder = folder
         self._every_s, self._clock = every_s, clock
 
     async def watch(self) -> AsyncIterator[UsageUpdate]:
@@ -85,19 +92,24 @@ class ProcessMetering:
 
     async def _look(self) -> "_Look":
         at_s, wall_s = self._clock.now_s(), self._clock.wall_s()
+        there = self._endpoints() if self._providers else {}
+        addresses = {name: there.get(name, ()) for name in self._providers}
         # In a thread: reading /proc of a host with many processes takes a while.
-        return _Look(at_s, wall_s, await asyncio.to_thread(self._find))
+        return _Look(at_s, wall_s, await asyncio.to_thread(self._find, addresses))
 
-    def _find(self) -> dict[_Who, list[Found]]:
+    def _find(
+        self, addresses: Mapping[ProviderName, Collection[Address]]
+    ) -> dict[_Who, list[Found]]:
+        provider_ports = _local_ports(addresses) if addresses else {}
         wanted_ports = {p.port for p in self._processes.values() if p.port is not None}
-        wanted_ports |= {port for ports in self._provider_ports.values() for port in ports}
+        wanted_ports |= {port for ports in provider_ports.values() for port in ports}
         listeners = _listeners(wanted_ports) if wanted_ports else {}
         commands = _commands() if self._patterns else {}
         children = _children()
         found = {}
         for of, process in self._processes.items():
             found[of, False] = _family(self._pids(of, process, listeners, commands), children)
-        for of, ports in self._provider_ports.items():
+        for of, ports in provider_ports.items():
             pids = {pid for port in ports for pid in listeners.get(port, ())}
             found[of, True] = _family(pids, children)
         return {who: processes for who, processes in found.items() if processes}
@@ -156,6 +168,28 @@ def _read_pid(path: Path) -> int | None:
         remedy = "write nothing but the number of the process to it"
         raise AdapterError(f"{path}: has no pid; {remedy}", retryable=True)
     return int(text)
+
+
+def _local_ports(
+    addresses: Mapping[ProviderName, Collection[Address]],
+) -> dict[ProviderName, set[int]]:
+    """Return the ports of those addresses that are this host's."""
+    own = {
+        address.address.partition("%")[0]
+        for interface in psutil.net_if_addrs().values()
+        for address in interface
+    }
+    return {
+        name: {a.port for a in mine if a.host in own or _is_loopback(a.host)}
+        for name, mine in addresses.items()
+    }
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a unix socket: nobody says who listens on it
+        return False
 
 
 def _listeners(ports: Collection[int]) -> dict[int, set[int]]:

@@ -18,7 +18,7 @@ from adapters.usage import ProcessMetering, PrometheusMetering, open_metering
 from tests.contract import used
 from xds_server.app.clock import SystemClock
 from xds_server.errors import AdapterError
-from xds_server.model.topology import UsageSource, UsedProcess
+from xds_server.model.topology import Address, UsageSource, UsedProcess
 from xds_server.model.usage import Usage
 
 MIB = 2**20
@@ -76,7 +76,7 @@ class ProcessWorld:
         busy = used.BUSY / (psutil.cpu_count() or 1)
         self.usages = {name: Usage(name, False, busy, BALLAST_BYTES) for name in self.workers}
         found = {"filed": UsedProcess(pid_file="filed.pid"), "heard": UsedProcess(port=port)}
-        self.metering = ProcessMetering(found, {}, self.folder, SystemClock(), every_s=0.5)
+        self.metering = ProcessMetering(found, (), dict, self.folder, SystemClock(), every_s=0.5)
 
     def is_true(self, found: Usage) -> bool:
         """Within what a busy machine takes away, and what an interpreter needs beside."""
@@ -134,11 +134,12 @@ async def only(metering: ProcessMetering) -> Usage:
 
 async def test_a_provider_is_found_by_the_ports_of_its_endpoints(tmp_path: Path) -> None:
     with ExitStack() as open_ports:
-        ports = []
+        elsewhere = [Address("192.0.2.1", 1), Address("unix:/run/p.sock")]
+        found = {"p": elsewhere, "q": elsewhere}
         for _ in range(2):
             server = open_ports.enter_context(socket.create_server(("127.0.0.1", 0)))
-            ports.append(server.getsockname()[1])
-        metering = ProcessMetering({}, {"p": ports}, tmp_path, SystemClock(), every_s=0.1)
+            elsewhere.append(Address(*server.getsockname()))
+        metering = ProcessMetering({}, ["p"], lambda: found, tmp_path, SystemClock(), every_s=0.1)
         usage = await only(metering)
         own_bytes = psutil.Process().memory_info().rss
         assert (usage.of, usage.is_provider) == ("p", True)
@@ -155,7 +156,7 @@ async def test_a_command_finds_all_that_match_but_not_the_control_plane(tmp_path
     try:
         pattern = rf"used\.py {BALLAST_BYTES} 0"
         wanted = {"n1": UsedProcess(command=pattern), "self": UsedProcess(command="pytest")}
-        metering = ProcessMetering(wanted, {}, tmp_path, SystemClock(), every_s=0.1)
+        metering = ProcessMetering(wanted, (), dict, tmp_path, SystemClock(), every_s=0.1)
         found = {u.of: u for u in (await anext(metering.watch())).usages}
         assert 2 * BALLAST_BYTES <= found["n1"].memory_bytes < 2 * (BALLAST_BYTES + PYTHON_BYTES)
     finally:
@@ -169,7 +170,7 @@ async def test_a_process_that_nobody_looked_at_before_has_memory_but_no_cpu_yet(
     pid_file = tmp_path / "n.pid"
     clock = Late(lambda: pid_file.write_text(str(os.getpid())))
     wanted = {"n1": UsedProcess(pid_file="n.pid")}
-    updates = ProcessMetering(wanted, {}, tmp_path, clock, every_s=0.1).watch()
+    updates = ProcessMetering(wanted, (), dict, tmp_path, clock, every_s=0.1).watch()
     (first,) = (await anext(updates)).usages
     assert first.cpu_ratio != first.cpu_ratio  # NaN: this process is older than the look before
     assert first.memory_bytes > MIB
@@ -192,7 +193,7 @@ class Late(SystemClock):
 async def test_a_pid_file_without_a_pid_raises(tmp_path: Path, text: str) -> None:
     (tmp_path / "n.pid").write_text(text)
     wanted = {"n1": UsedProcess(pid_file="n.pid")}
-    metering = ProcessMetering(wanted, {}, tmp_path, SystemClock(), every_s=0.1)
+    metering = ProcessMetering(wanted, (), dict, tmp_path, SystemClock(), every_s=0.1)
     with pytest.raises(AdapterError, match=r"n\.pid: has no pid; write") as raised:
         await anext(metering.watch())
     assert raised.value.retryable
@@ -201,14 +202,14 @@ async def test_a_pid_file_without_a_pid_raises(tmp_path: Path, text: str) -> Non
 async def test_a_pid_of_nobody_and_a_port_of_nobody_are_nobody(tmp_path: Path) -> None:
     (tmp_path / "n.pid").write_text("999999999")
     wanted = {"n1": UsedProcess(pid_file="n.pid"), "n2": UsedProcess(port=free_port())}
-    metering = ProcessMetering(wanted, {}, tmp_path, SystemClock(), every_s=0.1)
+    metering = ProcessMetering(wanted, (), dict, tmp_path, SystemClock(), every_s=0.1)
     assert (await anext(metering.watch())).usages == ()
 
 
 async def test_a_pid_file_that_cannot_be_read_raises(tmp_path: Path) -> None:
     (tmp_path / "n.pid").mkdir()
     wanted = {"n1": UsedProcess(pid_file="n.pid")}
-    metering = ProcessMetering(wanted, {}, tmp_path, SystemClock(), every_s=0.1)
+    metering = ProcessMetering(wanted, (), dict, tmp_path, SystemClock(), every_s=0.1)
     with pytest.raises(AdapterError, match="directory"):
         await anext(metering.watch())
 
@@ -217,11 +218,11 @@ def test_a_source_is_opened_as_its_options_say(tmp_path: Path) -> None:
     clock = SystemClock()
     options = {"url": "http://127.0.0.1:9090", "cpu_query": "up", "provider_label": "p"}
     source = UsageSource("prometheus", 10.0, options)
-    assert isinstance(open_metering(source, {}, tmp_path, clock), PrometheusMetering)
+    assert isinstance(open_metering(source, dict, tmp_path, clock), PrometheusMetering)
     own = UsageSource("psutil", 10.0, {"providers": ("a",)})
-    assert isinstance(open_metering(own, {"a": {1}}, tmp_path, clock), ProcessMetering)
+    assert isinstance(open_metering(own, dict, tmp_path, clock), ProcessMetering)
     with pytest.raises(AdapterError, match="cadvisor") as raised:
-        open_metering(UsageSource("cadvisor", 10.0), {}, tmp_path, clock)
+        open_metering(UsageSource("cadvisor", 10.0), dict, tmp_path, clock)
     assert not raised.value.retryable
 
 
@@ -232,8 +233,9 @@ async def test_a_port_of_another_users_process_raises_and_says_what_helps(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         (own,) = [c for c in psutil.net_connections(kind="tcp") if c.laddr and c.laddr.port == port]
+        found = {"p": [Address("127.0.0.1", port)]}
         hidden = own._replace(pid=None)  # as a kernel shows it to who is not root
         monkeypatch.setattr(psutil, "net_connections", lambda kind: [*seen, hidden])
-        metering = ProcessMetering({}, {"p": {port}}, tmp_path, SystemClock(), every_s=0.1)
+        metering = ProcessMetering({}, ["p"], lambda: found, tmp_path, SystemClock(), every_s=0.1)
         with pytest.raises(AdapterError, match=f"port {port} is another user's; run as"):
             await anext(metering.watch())
