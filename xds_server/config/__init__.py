@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from xds_server.config.checks import Findings, check_mesh
 from xds_server.config.checks_sources import check_sources
 from xds_server.config.checks_template import check_templates
+from xds_server.config.checks_usage import check_usage
 from xds_server.config.inert import inert_keys
 from xds_server.config.own.files import Look, Sources
 from xds_server.config.source import read_document, read_text
@@ -36,6 +37,7 @@ def parse_mesh(text: str, path: str) -> Mesh:
     findings = Findings(document, broken, problems)
     check_mesh(file, findings)
     check_sources(file, findings)
+    check_usage(file, findings)
     check_templates(file, findings)
     entries: list[Entry] = []
     if file.resources:  # Envoy's message classes take a while to import

@@ -1,4 +1,7 @@
-"""Faults of meaning in where endpoints and prices come from, and in what egress costs."""
+"""Faults of meaning in where endpoints and prices come from, and in what egress costs.
+
+What all sources have in common is checked here for ``checks_usage`` too.
+"""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -16,6 +19,7 @@ from xds_server.config.schema_sources import (
     PriceSection,
     PriceSourceSection,
     PriceWindowSection,
+    UsageSection,
 )
 from xds_server.config.source import KeyPath
 from xds_server.config.units import nearest
@@ -24,12 +28,20 @@ ANY: Final = "*"
 WINDOW_MAX_S: Final = 31 * 86_400.0
 _CRON_FIELDS: Final = 5
 _SAMPLE_DATE: Final = datetime(2026, 1, 1, tzinfo=UTC)
-_SCHEMES: Final = {"http": ("http", "https"), "docker": ("unix", "tcp", "http", "https")}
-_NEEDED: Final = {"file": "path", "http": "url"}
-_EXAMPLES: Final = {"path": "path: ./search.json", "url": "url: http://127.0.0.1:8500/search"}
+_SCHEMES: Final = {
+    "http": ("http", "https"),
+    "docker": ("unix", "tcp", "http", "https"),
+    "prometheus": ("http", "https"),
+}
+_NEEDED: Final = {"file": "path", "http": "url", "prometheus": "url"}
+_EXAMPLES: Final = {
+    "file": "path: ./search.json",
+    "http": "url: http://127.0.0.1:8500/search",
+    "prometheus": "url: http://127.0.0.1:9090",
+}
 
 _Keys = Mapping[str, tuple[str, ...]]
-_Source = DiscoverySection | PriceSourceSection
+_Source = DiscoverySection | PriceSourceSection | UsageSection
 
 
 def check_sources(mesh: MeshFile, findings: Findings) -> None:
@@ -50,15 +62,13 @@ def _check_discovery(at: KeyPath, provider: ProviderSection, findings: Findings)
     if discovery.adapter == "static":
         remedy = "write `endpoints: [...]` in place of `discovery`"
         findings.add((*at, "adapter"), "static is what `endpoints` does", remedy)
-    elif _check_adapter(at, "discovery", discovery, DISCOVERY_KEYS, findings):
+    elif check_adapter(at, "discovery", discovery, DISCOVERY_KEYS, findings):
         if discovery.adapter == "dns":
             _check_dns(at, discovery, findings)
-        _check_url(at, discovery, findings)
+        check_url(at, discovery, findings)
 
 
-def _check_adapter(
-    at: KeyPath, what: str, source: _Source, keys: _Keys, findings: Findings
-) -> bool:
+def check_adapter(at: KeyPath, what: str, source: _Source, keys: _Keys, findings: Findings) -> bool:
     """Check that there is such an adapter, and that it has what it needs and no more."""
     adapter = source.adapter
     if adapter not in keys:
@@ -69,7 +79,7 @@ def _check_adapter(
             remedy += ", or use `endpoints`"
         findings.add((*at, "adapter"), f"no {what} adapter is named {adapter!r}", remedy)
         return False
-    for key in findings.document.names(*map(str, at)):
+    for key in findings.document.names(*at):
         if key != "adapter" and key in type(source).model_fields and key not in keys[adapter]:
             mine = ", ".join(f"`{k}`" for k in keys[adapter]) or "none"
             remedy = f"remove it; the keys of {adapter}: {mine}"
@@ -78,7 +88,7 @@ def _check_adapter(
             findings.add((*at, key), message, remedy)
     needed = _NEEDED.get(adapter)
     if needed is not None and getattr(source, needed) is None:
-        findings.add(at, f"has no {needed}", f"write `{_EXAMPLES[needed]}`", [(*at, needed)])
+        findings.add(at, f"has no {needed}", f"write `{_EXAMPLES[adapter]}`", [(*at, needed)])
     return True
 
 
@@ -95,7 +105,8 @@ def _check_dns(at: KeyPath, discovery: DiscoverySection, findings: Findings) -> 
         findings.add(at, "has no port", remedy, [(*at, "port"), (*at, "name")])
 
 
-def _check_url(at: KeyPath, source: _Source, findings: Findings) -> None:
+def check_url(at: KeyPath, source: _Source, findings: Findings) -> None:
+    """Check that the adapter speaks what the URL begins with."""
     schemes = _SCHEMES.get(source.adapter)
     if source.url is None or schemes is None:
         return
@@ -111,8 +122,8 @@ def _check_price(at: KeyPath, price: PriceSection, findings: Findings) -> None:
             both = ((*at, "schedule"), (*at, "source"))
             findings.add(at, "has both a schedule and a source", "remove one of the two", both)
         here = (*at, "source")
-        if _check_adapter(here, "pricing", price.source, PRICE_KEYS, findings):
-            _check_url(here, price.source, findings)
+        if check_adapter(here, "pricing", price.source, PRICE_KEYS, findings):
+            check_url(here, price.source, findings)
     elif "schedule" in findings.document.names(*map(str, at)) and not price.schedule:
         findings.add((*at, "schedule"), "has no entry", "write one, or remove `schedule`")
     for i, window in enumerate(price.schedule):

@@ -14,6 +14,7 @@ _HOSTNAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([\w-]*\w)?(\.[A-Za-z0
 _DURATION_PART: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
 _DURATION: Final = re.compile(rf"(?:{_DURATION_PART.pattern})+")
 _UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+QUERY_CHARS_MAX: Final = 10_000
 _UNIX_PATH_MAX: Final = 107  # sockaddr_un.sun_path less its NUL
 
 
@@ -134,6 +135,13 @@ def _check_not_blank(value: str) -> str:
     return value
 
 
+def _check_query(value: str) -> str:
+    if not value.strip() or len(value) > QUERY_CHARS_MAX:
+        remedy = f"write PromQL of at most {QUERY_CHARS_MAX} characters"
+        raise wrong(f"{_shown(value)} is no query", remedy)
+    return value
+
+
 def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
     """Refuse a list: what part of it should match is anybody's guess."""
     for key, inner in value.items():
@@ -156,6 +164,7 @@ Duration = Annotated[float, PlainValidator(_parse_duration_s)]
 EndpointHost = Annotated[str, AfterValidator(_check_endpoint_host)]
 DnsName = Annotated[str, AfterValidator(_check_dns_name)]
 Word = Annotated[str, AfterValidator(_check_not_blank)]
+Query = Annotated[str, AfterValidator(_check_query)]
 Url = Annotated[str, AfterValidator(_check_url)]
 
 Positive = Annotated[float, Field(gt=0.0, le=1e9)]

@@ -1,4 +1,4 @@
-"""Keys that are accepted and checked, but have no effect in this version yet."""
+"""Keys that are accepted and checked, but have no effect: in this version, or in this mesh."""
 
 from collections.abc import Iterator
 
@@ -6,14 +6,23 @@ from xds_server.model.topology import EngineSettings, Mesh
 
 _NO_SOURCE = {
     "read_ratio": "no telemetry tells methods apart yet",
-    "cpu_ratio": "no telemetry carries an instance's CPU yet",
-    "memory_bytes": "no telemetry carries an instance's memory yet",
 }
 
 
 def inert_keys(mesh: Mesh) -> tuple[str, ...]:
     """Return one line per key that nothing acts on yet: "key: what will use it"."""
     return tuple(_inert(mesh))
+
+
+def _without_source(mesh: Mesh) -> dict[str, str]:
+    """Return the keys of behaviour that nothing measures, with what would."""
+    sources = mesh.usage
+    measured = [s for s in sources if "node_label" in s.options or "processes" in s.options]
+    lacking = dict(_NO_SOURCE)
+    for key, query in (("cpu_ratio", "cpu_query"), ("memory_bytes", "memory_query")):
+        if not any("processes" in s.options or query in s.options for s in measured):
+            lacking[key] = "no entry of `usage` measures it for instances"
+    return lacking
 
 
 def _inert(mesh: Mesh) -> Iterator[str]:
@@ -30,8 +39,9 @@ def _inert(mesh: Mesh) -> Iterator[str]:
                 yield f"{at}.scale: scaling will use it"
             if provider.price.per_endpoint_hour_usd:
                 yield f"{at}.price.per_endpoint_hour_usd: scaling will use it"
+    lacking = _without_source(mesh)
     for template in mesh.templates.values():
-        for key, why in _NO_SOURCE.items():
+        for key, why in lacking.items():
             if getattr(template.behaviour, key) is not None:
                 yield f"templates.{template.name}.behaviour.{key}: checks will use it; {why}"
     for name, flag in flags:

@@ -24,7 +24,12 @@ from xds_server.config.fields import (
     Word,
     check_metadata,
 )
-from xds_server.config.schema_sources import DiscoverySection, EgressSection, PriceSection
+from xds_server.config.schema_sources import (
+    DiscoverySection,
+    EgressSection,
+    PriceSection,
+    UsageSection,
+)
 from xds_server.config.section import Section, keys_of
 from xds_server.config.source import KeyPath
 from xds_server.model.topology import Address
@@ -279,6 +284,9 @@ class MeshFile(Section):
     )
     egress: tuple[EgressSection, ...] = Field(
         default=(), examples=["[{from: us-east-1, to: us-west-2, per_gib_usd: 0.02}]"]
+    )
+    usage: tuple[UsageSection, ...] = Field(
+        default=(), examples=["[{adapter: psutil, processes: {checkout-1: {port: 8080}}}]"]
     )
     server: ServerSection = ServerSection()
     history: HistorySection | None = None

@@ -1,10 +1,19 @@
-"""Sections of mesh.yaml that say where endpoints and prices come from."""
+"""Sections of mesh.yaml that say where endpoints, prices and usage come from."""
 
 from typing import Annotated, Final
 
 from pydantic import Field
 
-from xds_server.config.fields import DnsName, Duration, IpAddress, NotNegative, Port, Url, Word
+from xds_server.config.fields import (
+    DnsName,
+    Duration,
+    IpAddress,
+    NotNegative,
+    Port,
+    Query,
+    Url,
+    Word,
+)
 from xds_server.config.section import Section
 
 DISCOVERY_KEYS: Final = {
@@ -16,6 +25,11 @@ DISCOVERY_KEYS: Final = {
 }
 """By adapter, the keys beside ``adapter`` that mean something to it."""
 PRICE_KEYS: Final = {"file": ("path", "refresh_s"), "http": ("url", "refresh_s")}
+USAGE_QUERIES: Final = ("cpu_query", "memory_query", "utilisation_query")
+USAGE_KEYS: Final = {
+    "prometheus": ("every_s", "url", *USAGE_QUERIES, "node_label", "provider_label"),
+    "psutil": ("every_s", "processes", "providers"),
+}
 
 Refresh = Annotated[float, Field(ge=0.1, le=86400.0)]
 
@@ -71,3 +85,34 @@ class EgressSection(Section):
     origin: Word = Field(alias="from", examples=["us-east-1"])
     to: Word = Field(examples=["us-west-2"])
     per_gib_usd: NotNegative = Field(examples=[0.02])
+
+
+class ProcessSection(Section):
+    """How the processes of one instance are found: by exactly one of these."""
+
+    pid_file: Word | None = Field(default=None, examples=["./run/checkout-1.pid"])
+    port: Port | None = Field(default=None, examples=[8080])
+    command: Word | None = Field(default=None, examples=["'gunicorn: .*checkout'"])
+
+
+class UsageSection(Section):
+    """Who measures what instances or providers use."""
+
+    adapter: Word = Field(examples=["prometheus"])
+    every_s: Refresh = 10.0
+    url: Url | None = Field(default=None, examples=["http://127.0.0.1:9090"])
+    cpu_query: Query | None = Field(
+        default=None, examples=["sum by (pod) (rate(container_cpu_usage_seconds_total[1m]))"]
+    )
+    memory_query: Query | None = Field(
+        default=None, examples=["sum by (pod) (container_memory_working_set_bytes)"]
+    )
+    utilisation_query: Query | None = Field(
+        default=None, examples=["max by (cluster) (worker_pool_busy_ratio)"]
+    )
+    node_label: Word | None = Field(default=None, examples=["pod"])
+    provider_label: Word | None = Field(default=None, examples=["cluster"])
+    processes: dict[str, ProcessSection] = Field(
+        default={}, examples=["{checkout-1: {pid_file: ./run/checkout-1.pid}}"]
+    )
+    providers: tuple[Word, ...] = Field(default=(), examples=["[search-east]"])

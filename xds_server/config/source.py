@@ -53,11 +53,16 @@ class Document(Written):
 
     data: dict[str, Value]
 
-    def names(self, *at: str) -> tuple[str, ...]:
+    def names(self, *at: str | int) -> tuple[str, ...]:
         """Return the keys that the file itself has under ``at``, right or wrong."""
         value: Value = self.data
         for key in at:
-            value = value.get(key) if isinstance(value, dict) else None
+            if isinstance(value, dict):
+                value = value.get(str(key))
+            elif isinstance(value, tuple) and isinstance(key, int) and key < len(value):
+                value = value[key]
+            else:
+                return ()
         return tuple(value) if isinstance(value, dict) else ()
 
 

@@ -15,8 +15,10 @@ from xds_server.config.schema import (
 from xds_server.config.schema_sources import (
     DISCOVERY_KEYS,
     PRICE_KEYS,
+    USAGE_KEYS,
     DiscoverySection,
     PriceSection,
+    UsageSection,
 )
 from xds_server.model.ids import Locality
 from xds_server.model.template import (
@@ -47,6 +49,8 @@ from xds_server.model.topology import (
     Service,
     TelemetrySettings,
     TlsSettings,
+    UsageSource,
+    UsedProcess,
     WeightsVia,
     XdsLimits,
 )
@@ -77,6 +81,7 @@ def translate(file: MeshFile) -> Mesh:
         if history
         else None,
         egress=tuple(Egress(**cell.model_dump()) for cell in file.egress),
+        usage=tuple(_usage(section) for section in file.usage),
     )
 
 
@@ -126,6 +131,17 @@ def _price_source(section: PriceSection) -> PriceSource | None:
         for w in section.schedule
     )
     return PriceSource("schedule", {"windows": windows}) if windows else None
+
+
+def _usage(section: UsageSection) -> UsageSource:
+    keys = set(USAGE_KEYS[section.adapter]) - {"every_s", "processes"}
+    options = section.model_dump(include=keys, exclude_none=True)
+    if section.processes:
+        options["processes"] = {
+            node_id: UsedProcess(**process.model_dump())
+            for node_id, process in section.processes.items()
+        }
+    return UsageSource(section.adapter, section.every_s, options)
 
 
 def _template(name: str, section: TemplateSection) -> Template:
