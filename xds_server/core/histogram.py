@@ -5,14 +5,14 @@ import numpy as np
 from xds_server.core.tables import Floats
 
 
-def quantile_s(hist: Floats, bounds_s: Floats, q: float) -> Floats:
+def quantile_s(hist: Floats, bounds_s: Floats, q: float | Floats) -> Floats:
     """Quantile of bucketed response times, interpolated log-linearly inside its bucket.
 
     Parameters
     ----------
     hist : (..., B + 1) counts per bucket, the last above all bounds
     bounds_s : (B,) ascending upper bounds, s
-    q : 0..1
+    q : 0..1, one or (...) of them
 
     Returns
     -------
