@@ -35,9 +35,9 @@ def _bands(behaviour: Behaviour, signals: InstanceSignals) -> Iterator[BandStatu
         yield _state("response_bytes", service, value, band)
     single: tuple[tuple[str, Band | None, float | None], ...] = (
         ("error_ratio", behaviour.error_ratio, signals.error_ratio),
-        ("read_ratio", behaviour.read_ratio, None),
-        ("cpu_ratio", behaviour.cpu_ratio, None),
-        ("memory_bytes", behaviour.memory_bytes, None),
+        ("read_ratio", behaviour.read_ratio, signals.read_ratio),
+        ("cpu_ratio", behaviour.cpu_ratio, signals.cpu_ratio),
+        ("memory_bytes", behaviour.memory_bytes, signals.memory_bytes),
     )
     for name, declared, measured in single:
         if declared is not None:

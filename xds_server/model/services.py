@@ -16,16 +16,24 @@ from xds_server.model.topology import Address
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One value, how old it is, and whose word it is.
+    """One value, how old it is, whose word it is, and how far to trust it.
 
     ``source`` is one of: sidecars (measured), provider (ORCA), lease (a registered endpoint's
-    heartbeat), the adapter of a price, engine (estimated), declared (mesh.yaml), derived, or ""
-    where nobody knows.
+    heartbeat), the adapter of a price or of usage, engine (estimated), declared (mesh.yaml),
+    derived, or "" where nobody knows.
+
+    ``samples`` and ``standard_error`` say what chance may have done to the value; neither says
+    anything of a source that is wrong. ``standard_error`` is in the value's own unit: if what is
+    measured goes on as it is, two values in three are this near to what many more measurements
+    would give. 0 is somebody's word, taken as it is.
     """
 
     value: float | None
     age_s: float | None  # None: it has no age (declared), or there is no value
     source: str
+    samples: float | None = None  # requests, responses or nodes behind it; None: not counted
+    standard_error: float | None = None  # None: not known
+    stale: bool = False  # older than its source's words are good for
 
 
 UNKNOWN = Reading(None, None, "")
@@ -78,6 +86,8 @@ class ProviderView:
     capacity_rps: Reading  # of all its endpoints
     price_per_million_usd: Reading
     cost_usd_per_h: Reading
+    cpu_ratio: Reading = UNKNOWN  # these two: as a source of usage measures its processes
+    memory_bytes: Reading = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +114,5 @@ class InstanceView:
     traffic: Traffic
     rps_by_service: Mapping[ServiceName, float]
     cost_usd_per_h: Reading
+    cpu_ratio: Reading = UNKNOWN
+    memory_bytes: Reading = UNKNOWN

@@ -1,5 +1,6 @@
 """What sidecars reported, as arrays."""
 
+import math
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -73,6 +74,9 @@ class InstanceSignals:
     rps_by_service: dict[str, float]
     response_bytes_by_service: dict[str, float]
     telemetry_age_s: float
+    cpu_ratio: float = math.nan  # these two: NaN while no source of usage says
+    memory_bytes: float = math.nan
+    read_ratio: float = math.nan  # GET and HEAD by all calls; NaN while nobody tells them apart
 
 
 COUNTERS: Final = ("requests", "errors", "rx_bytes", "tx_bytes")

@@ -21,6 +21,7 @@ from xds_server.model.telemetry import (
 from xds_server.registry.instances import InstanceSums, instance_sums
 from xds_server.registry.leases import Leases
 from xds_server.registry.tariffs import Tariffs
+from xds_server.registry.usage import Usages
 from xds_server.registry.windows import PairWindows
 
 SLOTS = 16
@@ -66,6 +67,7 @@ class Registry:
         self._tariffs = Tariffs() if tariffs is None else tariffs
         self._load_valid_s = load_valid_s
         self._windows = PairWindows(slot_s=slot_s, slots=SLOTS, max_pairs=max_pairs)
+        self.usages = Usages(self._windows.refused)
         self._nodes: dict[NodeId, Connected] = {}
         self._said: dict[ProviderName, dict[NodeId, _Said]] = {}
         self._heard_at_s: dict[NodeId, float] = {}
@@ -179,7 +181,8 @@ class Registry:
     def provider_load(self, now_s: float) -> ProviderLoad:
         """What providers say: in ORCA, else in the heartbeats of their leases.
 
-        A price that neither says is what its source of prices says, if it has one.
+        Utilisation that neither says is what a source of usage measures, and a price what its
+        source of prices says, if there is one.
         """
         load = self.orca_load(now_s)
         for j, name in enumerate(load.providers):
@@ -189,6 +192,10 @@ class Registry:
             if busy is not None and fresh and math.isnan(load.utilisation_ratio[j]):
                 load.utilisation_ratio[j] = busy.value
                 load.age_s[j] = np.fmin(load.age_s[j], now_s - busy.at_s)
+            if math.isnan(load.utilisation_ratio[j]):
+                load.utilisation_ratio[j] = self.usages.value(
+                    name, "utilisation_ratio", now_s, is_provider=True
+                )
             if price is not None and math.isnan(load.price_per_million_usd[j]):
                 load.price_per_million_usd[j] = price.value
                 load.age_s[j] = np.fmin(load.age_s[j], now_s - price.at_s)
@@ -237,6 +244,8 @@ class Registry:
             rps_by_service={} if row is None else sums.rps_by_service[row],
             response_bytes_by_service={} if row is None else sums.bytes_by_service[row],
             telemetry_age_s=math.inf if heard_at_s is None else now_s - heard_at_s,
+            cpu_ratio=self.usages.value(node_id, "cpu_ratio", now_s),
+            memory_bytes=self.usages.value(node_id, "memory_bytes", now_s),
         )
 
 
