@@ -23,6 +23,7 @@ from xds_server.app.registered import (
     with_capacities,
 )
 from xds_server.app.what_if import ask_engine, ask_history
+from xds_server.app.usage import Meters
 from xds_server.cache.nodes import NodeHandle
 from xds_server.cache.publisher import Publisher
 from xds_server.config import inert_keys
@@ -105,6 +106,9 @@ class ControlPlane:
             load_valid_s=_load_valid_s(mesh),
             leases=self.leases,
             tariffs=self.tariffs,
+        )
+        self.meters = Meters(
+            clock, path.parent, lambda: self.endpoints.current, self.registry.usages
         )
         resources = MeshResources(mesh, {})
         self.publisher = Publisher(mesh, resources)
@@ -210,6 +214,7 @@ class ControlPlane:
         self.announcements.set_mesh(mesh)
         self.endpoints.set_mesh(mesh)
         self.prices.set_mesh(mesh)
+        self.meters.set_mesh(mesh)
         self.endpoints_changed()
 
     def endpoints_changed(self) -> None:
