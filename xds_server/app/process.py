@@ -39,6 +39,7 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
         loop.add_signal_handler(number, _stopping, stop, hurry)
     plane.endpoints.set_mesh(mesh)
     plane.prices.set_mesh(mesh)
+    plane.meters.set_mesh(mesh)
     # Endpoints that announce themselves can do so only when we serve.
     await plane.endpoints.first(mesh, DISCOVERY_WITHIN_S, own=False)
     plane.endpoints_changed()
@@ -63,6 +64,7 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
     await asyncio.to_thread(plane.history.stop)
     plane.endpoints.stop()
     plane.prices.stop()
+    plane.meters.stop()
     log.info("server.stopped")
     return 0
 
