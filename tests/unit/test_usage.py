@@ -1,10 +1,17 @@
 """What is measured of instances and providers: whose word counts, for how long, and for what."""
 
+import asyncio
 import math
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from tests.unit.test_sources import until
+from xds_server.app.clock import SystemClock
+from xds_server.app.usage import Meters
 from xds_server.behaviour.bands import check_bands
 from xds_server.behaviour.rules import Rule, SignalHistory
 from xds_server.config.when import faults
@@ -13,8 +20,18 @@ from xds_server.model.snapshot import Node
 from xds_server.model.status import BandStatus
 from xds_server.model.telemetry import InstanceSignals, LoadReport
 from xds_server.model.template import Behaviour
+from xds_server.model.topology import (
+    EngineSettings,
+    Mesh,
+    Mode,
+    ServerSettings,
+    TelemetrySettings,
+    UsageSource,
+    UsedProcess,
+)
 from xds_server.model.usage import Usage
 from xds_server.registry.registry import Registry
+from xds_server.registry.usage import Usages
 
 QUIET = InstanceSignals("n1", 1.0, 0.0, 0.0, math.nan, {}, {}, math.inf)
 
@@ -106,3 +123,40 @@ def test_a_phase_may_depend_on_usage() -> None:
     rule = Rule(text)
     for signals, holds in ((QUIET, False), (replace(QUIET, cpu_ratio=0.9), True)):
         assert rule.holds(signals, SignalHistory(), {}, now_s=0.0, wall_s=0.0) is holds
+
+
+def mesh_with(*usage: UsageSource) -> Mesh:
+    return Mesh(
+        "m", Mode.OBSERVE, EngineSettings(), TelemetrySettings(), {}, {}, {}, ServerSettings(),
+        usage=usage,
+    )  # fmt: skip
+
+
+async def test_sources_are_followed_from_when_they_are_declared_until_they_are_others(
+    tmp_path: Path,
+) -> None:
+    usages = Usages()
+    meters = Meters(SystemClock(), tmp_path, dict, usages)
+    (tmp_path / "n1.pid").write_text(str(os.getpid()))
+    own = {"processes": {"n1": UsedProcess(pid_file="n1.pid")}}
+
+    def knows() -> bool:
+        return usages.reading("n1", "memory_bytes", 0.0).value is not None
+
+    meters.set_mesh(mesh_with(UsageSource("psutil", 0.05, own)))
+    try:
+        await until(knows)
+        meters.set_mesh(mesh_with(UsageSource("psutil", 0.05, own)))
+        assert knows()  # the same source goes on
+        (tmp_path / "n1.pid").write_text("?")
+        with capture_logs() as logs:
+            await until(lambda: any(e["event"] == "usage.lost" for e in logs))
+        assert "n1.pid: has no pid" in logs[0]["reason"]
+        assert knows()
+        meters.set_mesh(mesh_with(UsageSource("psutil", 0.06, own)))
+        assert not knows()
+        meters.set_mesh(mesh_with())
+        await asyncio.sleep(0)
+        assert not [t for t in asyncio.all_tasks() if t.get_name().startswith("usage ")]
+    finally:
+        meters.stop()
