@@ -275,7 +275,7 @@ class Metrics:
     def _declare_telemetry(self, d: _Declare) -> None:
         self.telemetry_messages_total = d.counter(
             "telemetry_messages_total",
-            "Messages from sidecars; source is metrics or load.",
+            "Messages from sidecars; source is the service that they came to.",
             ["source"],
         )
         self.telemetry_samples_total = d.counter(
@@ -283,8 +283,15 @@ class Metrics:
         )
         self.telemetry_refused_total = d.counter(
             "telemetry_refused_total",
-            "Messages or samples dropped, by why.",
+            "Messages, values and streams of telemetry that were refused, by why "
+            "(docs/operations.md has the reasons).",
             ["source", "reason"],
+        )
+        self.telemetry_events_total = d.counter(
+            "telemetry_events_total",
+            "Messages that were taken in and did not follow from the one before; event is reset "
+            "(an Envoy started anew), gap (some are missing) or clock (its clock was set back).",
+            ["source", "event"],
         )
         self.telemetry_age_seconds = d.gauge(
             "telemetry_age_seconds", "Age of the newest telemetry of the node where it is oldest."

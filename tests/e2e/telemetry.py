@@ -62,18 +62,24 @@ class Sums:
 
 
 class Tally:
-    """Counts what was dropped or refused."""
+    """Counts what was taken in, and what was refused."""
 
     def __init__(self) -> None:
         self.counted: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.events: Counter[str] = Counter()
 
-    def telemetry(self, source: str, *, messages: int, samples: int, dropped: int) -> None:
+    def telemetry(self, source: str, *, messages: int, samples: int, dropped: int = 0) -> None:
         self.counted[f"{source} messages"] += messages
         self.counted[f"{source} samples"] += samples
-        self.counted["dropped"] += dropped
+        if dropped:
+            self.refused["value"] += dropped
 
-    def telemetry_refused(self, source: str, reason: str) -> None:
-        self.counted[f"{source} {reason}"] += 1
+    def telemetry_refused(self, source: str, reason: str, count: int = 1) -> None:
+        self.refused[f"{source} {reason}"] += count
+
+    def telemetry_event(self, source: str, event: str) -> None:
+        self.events[f"{source} {event}"] += 1
 
 
 class Plane:
@@ -86,9 +92,10 @@ class Plane:
         registry = Registry(services, slot_s=1.0, load_valid_s=30.0)
         registry.node_connected(NODE, clock.now_s())
         self.sums, self.tally = Sums(registry), Tally()
-        metrics = MetricsService(self.sums, self.tally, clock)
-        load = LoadReportingService(self.sums, self.tally, clock, lambda: 0.3)
         self._ads = DiscoveryServices(publisher, Recorder(), clock)
+        speakers = self._ads.speakers
+        metrics = MetricsService(self.sums, self.tally, clock, speakers)
+        load = LoadReportingService(self.sums, self.tally, clock, speakers, lambda: 0.3)
         self._handlers = (self._ads.handler(), metrics.handler(), load.handler())
 
     @asynccontextmanager

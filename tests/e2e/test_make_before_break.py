@@ -34,7 +34,7 @@ class Plane:
         self.publisher = Publisher(mesh, resources(mesh))
         self.registry = Registry(_services(mesh), slot_s=1.0, load_valid_s=30.0)
         self.ads = DiscoveryServices(self, self.seen, self.clock, cluster_drain_s=lambda: DRAIN_S)
-        self._metrics = MetricsService(self.registry, Tally(), self.clock)
+        self._metrics = MetricsService(self.registry, Tally(), self.clock, self.ads.speakers)
         self._port = mesh.server.xds.port
 
     def connect(self, node: Node) -> Any:

@@ -51,7 +51,7 @@ async def test_counts_latencies_and_bytes_are_those_of_the_requests(tmp_path: Pa
             signals = registry.signals(now_s)[0]
             assert signals.error_ratio == 0.0
             assert signals.rps_by_service["search"] == pytest.approx(200.0 / window.covered_s[0])
-            assert plane.tally.counted["dropped"] == 0
+            assert not plane.tally.refused
 
 
 FAILURES = {
@@ -216,6 +216,6 @@ async def test_garbage_ends_its_stream_and_no_other(tmp_path: Path) -> None:
                         with pytest.raises(grpc.aio.AioRpcError) as refused:
                             await call.read()
                         assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-                assert plane.tally.counted[f"{source} malformed"] == 2
+                assert plane.tally.refused[f"{source} malformed"] == 2
             await send(listen, 20)
             await settled(plane, 20, 0)

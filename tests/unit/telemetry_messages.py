@@ -1,6 +1,7 @@
 """Messages as Envoy writes them, for tests of what reads them."""
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 from envoy.config.core.v3 import base_pb2
@@ -24,10 +25,14 @@ COUNTERS = {
 NOW_MS = 1_760_000_000_000
 
 
-class Message:
-    """One StreamMetricsMessage while it is built."""
+_seconds = count()
 
-    def __init__(self, node_id: str = "") -> None:
+
+class Message:
+    """One StreamMetricsMessage while it is built; each is a second younger, unless said."""
+
+    def __init__(self, node_id: str = "", at_ms: int | None = None) -> None:
+        self._at_ms = NOW_MS + 1000 * next(_seconds) if at_ms is None else at_ms
         self._message = pb.StreamMetricsMessage()
         if node_id:
             node = base_pb2.Node(id=node_id, cluster="shop")
@@ -52,11 +57,11 @@ class Message:
         cumulative: Sequence[int],
         *,
         sum_ms: float = 0.0,
-        count: int | None = None,
+        responses: int | None = None,
         bounds: Sequence[float] = LATENCY_BUCKETS_MS,
     ) -> "Message":
         histogram = self._metric("cluster.upstream_rq_time", provider).histogram
-        histogram.sample_count = cumulative[-1] if count is None else count
+        histogram.sample_count = cumulative[-1] if responses is None else responses
         histogram.sample_sum = sum_ms
         for bound, seen in zip(bounds, cumulative, strict=False):
             histogram.bucket.add(cumulative_count=seen, upper_bound=bound)
@@ -78,7 +83,7 @@ class Message:
         return parse_metrics(self.body)
 
     def _metric(self, name: str, provider: str | None) -> Any:
-        metric = self._message.envoy_metrics.add(name=name).metric.add(timestamp_ms=NOW_MS)
+        metric = self._message.envoy_metrics.add(name=name).metric.add(timestamp_ms=self._at_ms)
         if provider is not None:
             metric.label.add(name="envoy.cluster_name", value=provider)
         return metric

@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_a_value_that_cannot_be_true_is_dropped_and_changes_nothing(value: float
     stream = Stream()
     stream.say(Message().counts("a", total=100))
     assert stream.increments(Message().counts("a", total=value, retry=1))["a"]["requests"] == 0
-    assert stream.decoder.dropped == 1
+    assert stream.decoder.refused.total() == 1
     assert stream.increments(Message().counts("a", total=101))["a"]["requests"] == 1
 
 
@@ -121,14 +122,14 @@ def test_what_is_no_providers_is_ignored() -> None:
     assert stream.increments(message) == {
         "a": {"requests": 5, "errors": 0, "rx_bytes": 0, "tx_bytes": 0}
     }
-    assert (stream.decoder.samples, stream.decoder.dropped) == (1, 0)
+    assert (stream.decoder.samples, stream.decoder.refused) == (1, {})
 
 
 def test_response_times_become_counts_per_bucket() -> None:
     stream = Stream()
     stream.say(Message())
     cumulative = [0, 3, *[5] * (len(LATENCY_BUCKETS_MS) - 2)]
-    message = Message().counts("a", total=6).times("a", cumulative, sum_ms=2500.0, count=6)
+    message = Message().counts("a", total=6).times("a", cumulative, sum_ms=2500.0, responses=6)
     batch = stream.say(message.counts("b", total=1))
     assert batch is not None
     assert batch.providers == ("a", "b")
@@ -159,11 +160,11 @@ def test_a_histogram_that_cannot_be_true_is_dropped(
 ) -> None:
     stream = Stream()
     stream.say(Message())
-    message = Message().counts("a", total=1).times("a", cumulative, count=count, sum_ms=sum_ms)
+    message = Message().counts("a", total=1).times("a", cumulative, responses=count, sum_ms=sum_ms)
     batch = stream.say(message)
     assert batch is not None
     assert batch.latency_hist.sum() == 0.0
-    assert stream.decoder.dropped == 1
+    assert stream.decoder.refused == {"false histogram": 1}
 
 
 def test_requests_in_flight_are_those_of_the_moment() -> None:
@@ -262,7 +263,7 @@ def load(*metrics: tuple[str, int, float], cluster: str = "a") -> lrs_pb2.LoadSt
     return message
 
 
-def reports(message: lrs_pb2.LoadStatsRequest) -> tuple[list[LoadReport], int]:
+def reports(message: lrs_pb2.LoadStatsRequest) -> tuple[list[LoadReport], Counter[str]]:
     return read_reports(parse_load_stats(message.SerializeToString()))
 
 
@@ -270,7 +271,7 @@ def test_what_providers_say_is_the_mean_over_requests() -> None:
     message = load(
         ("application_utilization", 4, 2.0), ("mem_utilization", 4, 1.0), (PRICE, 2, 9.0)
     )
-    assert reports(message) == ([LoadReport("a", 0.5, 0.25, 4.5)], 0)
+    assert reports(message) == ([LoadReport("a", 0.5, 0.25, 4.5)], {})
     assert parse_node(parse_load_stats(message.SerializeToString()).node).node_id == "n1"
 
 
@@ -289,12 +290,12 @@ def test_localities_are_averaged_by_their_requests() -> None:
 
 
 def test_a_cluster_that_said_nothing_is_not_reported() -> None:
-    assert reports(load(("cpu_utilization", 10, 0.0))) == ([], 0)
+    assert reports(load(("cpu_utilization", 10, 0.0))) == ([], {})
 
 
 @pytest.mark.parametrize("total", [math.nan, -1.0, math.inf, 1e300])
 def test_a_metric_that_cannot_be_true_is_dropped(total: float) -> None:
-    found, dropped = reports(load(("cpu_utilization", 1, total), ("mem_utilization", 1, 0.5)))
-    assert dropped == 1
+    found, refused = reports(load(("cpu_utilization", 1, total), ("mem_utilization", 1, 0.5)))
+    assert refused.total() == 1
     assert math.isnan(found[0].utilisation_ratio)
     assert found[0].memory_ratio == 0.5

@@ -22,8 +22,8 @@ from xds_server.app.registered import (
     show_services,
     with_capacities,
 )
-from xds_server.app.what_if import ask_engine, ask_history
 from xds_server.app.usage import Meters
+from xds_server.app.what_if import ask_engine, ask_history
 from xds_server.cache.nodes import NodeHandle
 from xds_server.cache.publisher import Publisher
 from xds_server.config import inert_keys
@@ -135,9 +135,20 @@ class ControlPlane:
         )
         self._lease_recorder = LeaseRecorder(self.metrics, self.leases)
         self.health = Health()
-        self.metrics_service = MetricsService(self.registry, recorder, clock)
+        speakers = self.ads.speakers
+        self.metrics_service = MetricsService(
+            self.registry,
+            recorder,
+            clock,
+            speakers,
+            lambda: self.mesh.telemetry.stats_flush_interval_s,
+        )
         self.load_stats = LoadReportingService(
-            self.registry, recorder, clock, lambda: self.mesh.telemetry.load_report_interval_s
+            self.registry,
+            recorder,
+            clock,
+            speakers,
+            lambda: self.mesh.telemetry.load_report_interval_s,
         )
         self.serving = False
         self.config_error = ""

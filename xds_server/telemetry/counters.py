@@ -12,13 +12,28 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xds_server.model.ids import NodeId, ProviderName
 from xds_server.model.telemetry import Floats
+from xds_server.telemetry.values import MOST_PER_S
 
 NODES_KEPT: Final = 10_000
 """Nodes whose last values are remembered; the least recently heard is forgotten, and would
 start from a new base."""
+CLOCK_STEP_MS: Final = 5_000
+"""A message this much older than the one before is not late: a clock was set back."""
+GAP_STEPS: Final = 5
+"""A step of this many times the one before is a gap."""
+DOUBTS_MAX: Final = 3
+"""Messages in a row with increments that cannot be true, after which their values are where
+counting starts anew."""
+SEEN_MAX: Final = 64
+"""Messages of one flush that are told apart; more are not looked at for being repeated."""
+DUPLICATE: Final = "duplicate"
+LATE: Final = "out of order"
+ABSURD_RATE: Final = "absurd rate"
+GAP, RESET, CLOCK = "gap", "reset", "clock"
 
 
 @dataclass(slots=True)
@@ -30,6 +45,39 @@ class Base:
     values: Floats  # (K, counters)
     absent: dict[ProviderName, Floats] = field(default_factory=dict)  # not in the last message
     interval_s: float = math.inf  # between the last two messages
+    sent_ms: int = 0  # the newest time stamp
+    step_ms: int = 0  # between the last two time stamps
+    seen: set[bytes] = field(default_factory=set)  # what was sent at that time
+    doubts: int = 0
+    absurd: int = 0  # increments of the last message that are not believed
+    events: list[str] = field(default_factory=list)  # in the last message
+
+    def admit(self, sent_ms: int, first: bytes) -> str:
+        """Return why a message is not to be counted, "" if it is.
+
+        ``sent_ms`` is its time stamp, 0 without; ``first`` tells it from others of its flush.
+        An older message would look like an Envoy that started anew, and a repeated one has
+        its histograms twice.
+        """
+        self.events = []
+        if not sent_ms:
+            return ""
+        step_ms = sent_ms - self.sent_ms
+        if step_ms == 0:
+            if first in self.seen:
+                return DUPLICATE
+            if len(self.seen) < SEEN_MAX:
+                self.seen.add(first)
+            return ""
+        if -CLOCK_STEP_MS <= step_ms < 0:
+            return LATE
+        if step_ms < 0:
+            self.events.append(CLOCK)
+        elif self.step_ms and step_ms > GAP_STEPS * self.step_ms:
+            self.events.append(GAP)
+        self.step_ms = max(step_ms, 0) if self.sent_ms else 0
+        self.sent_ms, self.seen = sent_ms, {first}
+        return ""
 
     def advance(
         self, names: tuple[ProviderName, ...], current: Floats, now_s: float
@@ -38,7 +86,9 @@ class Base:
 
         ``current`` is (provider, counter). NaN is a counter that the message does not have:
         it keeps its value. One that was unknown counts from 0: it appears with what it counts
-        first. When Envoy restarted, the time that it was away is not covered.
+        first. When Envoy restarted, the time that it was away is not covered. Increments that
+        no Envoy can count in that time are 0, and the values before stay, until they come
+        ``DOUBTS_MAX`` times.
         """
         before = self.values if names is self.names else self._realign(names, current.shape[1])
         now = np.where(np.isnan(current), before, current)
@@ -46,9 +96,27 @@ class Base:
         again = bool(restarted.any())
         elapsed_s = max(now_s - self.at_s, 1e-6)
         covered_s = min(elapsed_s, self.interval_s) if again else elapsed_s
+        more = np.where(restarted, now, now - before) if again else now - before
+        if again:
+            self.events.append(RESET)
+        absurd = more > MOST_PER_S * max(covered_s, 1.0)
+        if absurd.any():
+            more = np.where(absurd, 0.0, more)
+            now = self._doubt(absurd, before, now)
+        else:
+            self.doubts = self.absurd = 0
         self.names, self.values = names, now
         self.at_s, self.interval_s = now_s, covered_s
-        return np.where(restarted, now, now - before) if again else now - before, covered_s
+        return more, covered_s
+
+    def _doubt(self, absurd: NDArray[np.bool_], before: Floats, now: Floats) -> Floats:
+        """The values to count on from."""
+        self.absurd = int(absurd.sum())
+        self.doubts += 1
+        if self.doubts >= DOUBTS_MAX:
+            self.doubts = 0
+            return now
+        return np.where(absurd, before, now)
 
     def _realign(self, names: tuple[ProviderName, ...], columns: int) -> Floats:
         """The last values in another order of providers."""
@@ -74,8 +142,9 @@ class Bases:
 
     def start(
         self, node_id: NodeId, names: tuple[ProviderName, ...], current: Floats, now_s: float
-    ) -> None:
+    ) -> Base:
         """Remember the first values of a node: what was before them is not ours."""
-        self._bases[node_id] = Base(now_s, names, np.nan_to_num(current))
+        base = self._bases[node_id] = Base(now_s, names, np.nan_to_num(current))
         while len(self._bases) > NODES_KEPT:
             self._bases.popitem(last=False)
+        return base

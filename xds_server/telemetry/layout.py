@@ -10,6 +10,7 @@ Field numbers are those of envoy/service/metrics/v3/metrics_service.proto and of
 data model (io/prometheus/client/metrics.proto), as in ``protos/xds_server_metrics.proto``.
 """
 
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -24,6 +25,8 @@ from xds_server.telemetry.values import (
     ABSURD,
     BOUNDS,
     BUCKETS,
+    GAUGE_MOST,
+    HISTOGRAM,
     HOSTS,
     RAW,
     TIME,
@@ -33,6 +36,7 @@ from xds_server.telemetry.values import (
     interesting,
     labels,
     rebinned,
+    why_not,
 )
 
 _IDENTIFIER, _FAMILY, _METRIC = b"\x0a", b"\x12", b"\x22"
@@ -40,8 +44,10 @@ _NUMBERS: Final = {b"\x12\x09\x09", b"\x1a\x09\x09"}  # gauge or counter that ho
 _EIGHT: Final = np.arange(8)
 _SKIPPED, _NUMBER, _TIMES, _OTHER = range(4)
 _TIMESTAMP, _HISTOGRAM = 0x30, 0x3A
-SHARED_MAX: Final = 1024
-"""Layouts that streams share; one more is each stream's own."""
+SHARED_MAX: Final = 64
+"""Layouts that are kept for streams to share, 20 KB or so each; the least recently learned is
+forgotten, and then belongs to the streams that use it. An Envoy has some until all its
+statistics exist, and another order after a restart, so most are of no more use."""
 _Times: TypeAlias = tuple[float, int, Sequence[float]]
 """Sum in ms, responses, cumulative buckets."""
 
@@ -70,6 +76,7 @@ class Layout:
     hosts_from: Ints
     hosts_to: tuple[ProviderName, ...]
     times_to: Ints  # row of each histogram
+    most: Floats  # what each number can be at most
     samples: int
     _fixed: list[tuple[bytes, int, int, int]] = field(init=False)
 
@@ -82,10 +89,11 @@ class Layout:
         if found is None:
             return None
         numbers, times = found
-        raw, active, hosts, bad = self._numbers(body, numbers)
+        raw, active, hosts, refused = self._numbers(body, numbers)
         sums_s, hist, false = self._times(times)
-        dropped = bad + false
-        return Values(self.names, raw, active, sums_s, hist, hosts, self.samples, dropped)
+        if false:
+            refused[HISTOGRAM] += false
+        return Values(self.names, raw, active, sums_s, hist, hosts, self.samples, refused)
 
     def _find(self, body: bytes, at: int) -> tuple[list[int], list[_Times]] | None:
         """Offsets of all numbers, and every histogram."""
@@ -101,7 +109,7 @@ class Layout:
                         append(at + head_size)
                     at += size
                 else:
-                    start, end = _open(body, at)
+                    start, end = open_field(body, at)
                     if not same(_FAMILY, at) or not same(head, start):
                         return None
                     if kind == _TIMES:
@@ -117,23 +125,24 @@ class Layout:
 
     def _numbers(
         self, body: bytes, at: list[int]
-    ) -> tuple[Floats, Floats, dict[ProviderName, float], int]:
-        """Counters, requests in flight, healthy hosts; and how many values were dropped."""
+    ) -> tuple[Floats, Floats, dict[ProviderName, float], Counter[str]]:
+        """Counters, requests in flight, healthy hosts; and why values were dropped."""
         cells = np.frombuffer(body, np.uint8)[np.array(at, dtype=np.int64)[:, None] + _EIGHT]
         values = cells.view("<f8").ravel()
-        bad = ~((values >= 0.0) & (values <= ABSURD))  # true for NaN
-        dropped = int(np.count_nonzero(bad))
-        if dropped:
+        bad = ~((values >= 0.0) & (values <= self.most))  # true for NaN
+        refused: Counter[str] = Counter()
+        if bad.any():
+            refused = why_not(values, self.most)
             values = np.where(bad, np.nan, values)
         raw = np.full((len(self.names), len(RAW)), np.nan)
         raw.reshape(-1)[self.raw_to] = values[self.raw_from]
         active = np.zeros(len(self.names))
         active[self.active_to] = values[self.active_from]
         hosts = dict(zip(self.hosts_to, values[self.hosts_from].tolist(), strict=True))
-        if dropped:
+        if refused:
             active = np.nan_to_num(active, nan=0.0)
             hosts = {name: count for name, count in hosts.items() if count == count}
-        return raw, active, hosts, dropped
+        return raw, active, hosts, refused
 
     def _times(self, times: list[_Times]) -> tuple[Floats, Floats, int]:
         """Sums in s, responses per bucket; and how many histograms were dropped."""
@@ -152,12 +161,11 @@ class Layout:
 class Layouts:
     """Layouts that streams share: sidecars of one application write alike.
 
-    Beyond ``SHARED_MAX`` layouts are no longer shared, so what is kept is bounded by the
-    streams that use it.
+    What is kept is bounded by ``SHARED_MAX`` and the streams that use it.
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[_Family, ...], Layout] = {}
+        self._known: OrderedDict[tuple[_Family, ...], Layout] = OrderedDict()
         self._providers: frozenset[ProviderName] = frozenset()
 
     def learn(self, body: bytes, at: int, providers: frozenset[ProviderName]) -> Layout | None:
@@ -169,9 +177,11 @@ class Layouts:
         if layout is None:
             return None
         key = tuple(layout.families)
-        if key not in self._known and len(self._known) >= SHARED_MAX:
-            return layout
-        return self._known.setdefault(key, layout)
+        layout = self._known.setdefault(key, layout)
+        self._known.move_to_end(key)
+        if len(self._known) > SHARED_MAX:
+            self._known.popitem(last=False)
+        return layout
 
 
 def learn(body: bytes, at: int, providers: frozenset[ProviderName]) -> Layout | None:
@@ -186,7 +196,7 @@ def learn(body: bytes, at: int, providers: frozenset[ProviderName]) -> Layout | 
         while at < len(body):
             if body[at : at + 1] != _FAMILY:
                 return None
-            start, end = _open(body, at)
+            start, end = open_field(body, at)
             family, what = _family(body, at, start, end, providers)
             if family is None:
                 return None
@@ -224,6 +234,7 @@ def _arrange(
         _ints([i for i, _ in hosts]),
         tuple(p for _, p in hosts),
         _ints([row[p] for p in times]),
+        np.array([ABSURD if name in RAW else GAUGE_MOST for name, _ in cells]),
         len(cells) + len(times),
     )
 
@@ -242,7 +253,7 @@ def _family(
     provider, code_class = labels(metrics[0])
     read = interesting(name, provider, code_class, providers)
     inner = body.find(_METRIC, own, end)
-    metric, metric_end = _open(body, inner)
+    metric, metric_end = open_field(body, inner)
     if metric_end != end:
         return (None, ("", "")) if read else skipped
     value = _labels_end(body, metric, end)
@@ -262,7 +273,7 @@ def _family(
 
 def _histogram(body: bytes, at: int, end: int, family: _Family) -> _Times | None:
     """Sum in ms, count and cumulative buckets of a histogram family from its metric on."""
-    at, metric_end = _open(body, at - 1)
+    at, metric_end = open_field(body, at - 1)
     if metric_end != end or not body.startswith(family.labels, at):
         return None
     at += len(family.labels)
@@ -271,7 +282,7 @@ def _histogram(body: bytes, at: int, end: int, family: _Family) -> _Times | None
     at += 1
     if body[at] != _HISTOGRAM:
         return None
-    start, stop = _open(body, at)
+    start, stop = open_field(body, at)
     if stop != end:
         return None
     parsed = pb.Histogram.FromString(body[start:stop])
@@ -283,7 +294,7 @@ def _histogram(body: bytes, at: int, end: int, family: _Family) -> _Times | None
     return parsed.sample_sum, parsed.sample_count, cumulative
 
 
-def _open(body: bytes, at: int) -> tuple[int, int]:
+def open_field(body: bytes, at: int) -> tuple[int, int]:
     """Start and end of the length-delimited field at ``at``. Raises IndexError past the end."""
     size, shift = body[at + 1], 7
     start = at + 2
@@ -306,13 +317,13 @@ def _name_end(body: bytes, start: int) -> int:
     """End of a family's name, its first field."""
     if body[start : start + 1] != _IDENTIFIER:
         raise ValueError("no name")
-    return _open(body, start)[1]
+    return open_field(body, start)[1]
 
 
 def _labels_end(body: bytes, at: int, end: int) -> int:
     """End of a metric's labels, its first fields."""
     while at < end and body[at : at + 1] == _IDENTIFIER:
-        at = _open(body, at)[1]
+        at = open_field(body, at)[1]
     return at
 
 

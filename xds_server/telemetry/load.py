@@ -1,6 +1,7 @@
 """Load reports (LRS) to what providers say of themselves by ORCA."""
 
 import math
+from collections import Counter
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -8,6 +9,7 @@ from google.protobuf.message import DecodeError
 from xds_server.errors import RemoteProtocolError
 from xds_server.generated import xds_server_load_report_pb2 as pb
 from xds_server.model.telemetry import LoadReport
+from xds_server.telemetry.values import LARGE, NAN, NEGATIVE
 
 PRICE_METRIC: Final = "named_metrics.price_per_million_requests_usd"
 """A provider announces its price per million requests under this ORCA metric."""
@@ -26,23 +28,24 @@ def parse_load_stats(body: bytes) -> pb.LoadStatsRequest:
     return message
 
 
-def read_reports(message: pb.LoadStatsRequest) -> tuple[list[LoadReport], int]:
-    """One report per cluster that reported any metric, and how many values were dropped.
+def read_reports(message: pb.LoadStatsRequest) -> tuple[list[LoadReport], Counter[str]]:
+    """One report per cluster that reported any metric, and how many values were dropped, by why.
 
     Means over requests. A metric that endpoints did not send arrives as a total of 0 with a
     full count, so 0 is "not reported" for utilisation; a price of 0 cannot be announced.
     What cannot be true (NaN, negative, absurd) is dropped.
     """
-    reports, dropped = [], 0
+    reports: list[LoadReport] = []
+    refused: Counter[str] = Counter()
     for cluster in message.cluster_stats:
         totals: dict[str, tuple[float, float]] = {}
         for locality in cluster.upstream_locality_stats:
             for metric in locality.load_metric_stats:
                 if metric.metric_name in _READ:
-                    dropped += not _add(totals, metric.metric_name, metric)
+                    _add(totals, metric.metric_name, metric, refused)
             for name in _SCALARS:
                 if locality.HasField(name):
-                    dropped += not _add(totals, name, getattr(locality, name))
+                    _add(totals, name, getattr(locality, name), refused)
         means = {n: m for n, (total, count) in totals.items() if (m := total / count) > 0.0}
         if means:
             application = means.get("application_utilization")
@@ -50,15 +53,20 @@ def read_reports(message: pb.LoadStatsRequest) -> tuple[list[LoadReport], int]:
             memory = means.get("mem_utilization", math.nan)
             price = means.get(PRICE_METRIC, math.nan)
             reports.append(LoadReport(cluster.cluster_name, busy, memory, price))
-    return reports, dropped
+    return reports, refused
 
 
-def _add(totals: dict[str, tuple[float, float]], name: str, metric: Any) -> bool:
-    """Add one total; False if it cannot be true."""
+def _add(
+    totals: dict[str, tuple[float, float]], name: str, metric: Any, refused: Counter[str]
+) -> None:
+    """Add one total, unless it cannot be true."""
     count, total = metric.num_requests_finished_with_metric, metric.total_metric_value
-    if not (0.0 <= total <= _ABSURD and count <= _ABSURD):  # true for NaN
-        return False
-    if count > 0:
+    if math.isnan(total):
+        refused[NAN] += 1
+    elif total < 0.0:
+        refused[NEGATIVE] += 1
+    elif max(total, count) > _ABSURD:
+        refused[LARGE] += 1
+    elif count > 0:
         before, counted = totals.get(name, (0.0, 0.0))
         totals[name] = (before + total, counted + count)
-    return True

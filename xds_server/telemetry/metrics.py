@@ -1,6 +1,6 @@
 """Messages of Envoy's metrics service to batches of samples."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Final
 
 import numpy as np
@@ -10,9 +10,9 @@ from xds_server.errors import RemoteProtocolError
 from xds_server.generated import xds_server_metrics_pb2 as pb
 from xds_server.model.ids import NodeId, ProviderName
 from xds_server.model.telemetry import SampleBatch
-from xds_server.telemetry.counters import Bases
-from xds_server.telemetry.layout import Layout, Layouts
-from xds_server.telemetry.values import Values, read_message
+from xds_server.telemetry.counters import ABSURD_RATE, Base, Bases
+from xds_server.telemetry.layout import Layout, Layouts, open_field
+from xds_server.telemetry.values import MOST_PER_S, Values, read_message
 
 MESSAGE_MAX_BYTES: Final = 8 * 2**20
 """Larger messages are dropped unread: parsing one would hold up everything else."""
@@ -22,15 +22,16 @@ PATIENCE: Final = 8
 """Layouts that a stream may need anew without a message that fits; then none is learned for
 as many messages as ``REST``, so that a stream without any order costs little more."""
 REST: Final = 256
-_IDENTIFIER: Final = b"\x0a"
+_IDENTIFIER, _FAMILY = b"\x0a", b"\x12"
 
 
 class MetricsDecoder:
     """Decodes one stream's messages; the bases belong to all streams together.
 
-    What cannot be true (NaN, negative, absurd) is dropped and counted, what is not a
-    provider's is ignored. ``hosts`` are the healthy hosts per provider of the message that
-    was decoded last.
+    What cannot be true is dropped, what is not a provider's is ignored. Of the message that was
+    decoded last, ``hosts`` are the healthy hosts per provider, ``refused`` says why how many
+    values (or it as a whole) were dropped, and ``events`` how it did not follow from the one
+    before.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class MetricsDecoder:
         self._layouts: OrderedDict[bytes, Layout] = OrderedDict()
         self._misses = self._resting = 0
         self.samples = 0
-        self.dropped = 0
+        self.refused: Counter[str] = Counter()
+        self.events: list[str] = []
         self.hosts: dict[ProviderName, float] = {}
 
     def use(self, providers: frozenset[ProviderName]) -> None:
@@ -57,19 +59,33 @@ class MetricsDecoder:
     def decode(self, body: bytes, node_id: NodeId, now_s: float) -> SampleBatch | None:
         """Return the increments since the node's message before; None for its first.
 
-        Raises RemoteProtocolError when ``body`` is no message.
+        None also for one that is not counted: repeated, or older than the one before. Raises
+        RemoteProtocolError when ``body`` is no message.
         """
-        self.samples = self.dropped = 0
-        self.hosts = {}
-        if len(body) > MESSAGE_MAX_BYTES:
-            raise RemoteProtocolError(f"a message of {len(body)} bytes; the most is 8 MiB")
-        values = self._read(body)
-        self.samples, self.dropped, self.hosts = values.samples, values.dropped, values.hosts
+        self.samples, self.refused, self.events, self.hosts = 0, Counter(), [], {}
         base = self._bases.get(node_id)
-        if base is None:
-            self._bases.start(node_id, values.names, values.raw, now_s)
+        at = _after_identifier(body) if body[:1] == _IDENTIFIER else 0
+        sent_ms, first = _sent(body, at)
+        if base is not None and (why := base.admit(sent_ms, first)):
+            self.refused[why] += 1
             return None
+        values = self._read(body, at)
+        self.samples, self.refused, self.hosts = values.samples, values.refused, values.hosts
+        if base is None:
+            base = self._bases.start(node_id, values.names, values.raw, now_s)
+            base.admit(sent_ms, first)
+            return None
+        return self._counted(base, values, node_id, now_s)
+
+    def _counted(self, base: Base, values: Values, node_id: NodeId, now_s: float) -> SampleBatch:
         raw, covered_s = base.advance(values.names, values.raw, now_s)
+        self.events = base.events
+        most = MOST_PER_S[0] * max(covered_s, 1.0)
+        absurd = values.hist.sum(axis=1) > most
+        if absurd.any():
+            values.hist[absurd], values.times_s[absurd] = 0.0, 0.0
+        if wrong := base.absurd + int(absurd.sum()):
+            self.refused[ABSURD_RATE] += wrong
         counts = np.empty((len(raw), 4))
         np.sum(raw[:, :4], axis=1, out=counts[:, 0])  # attempts
         np.add(raw[:, 4], raw[:, 5], out=counts[:, 1])  # failures
@@ -78,7 +94,7 @@ class MetricsDecoder:
             node_id, values.names, covered_s, counts, values.times_s, values.hist, values.active
         )
 
-    def _read(self, body: bytes) -> Values:
+    def _read(self, body: bytes, at: int) -> Values:
         if body[:1] != _IDENTIFIER:
             key = _first_name(body, 0)
             layout = self._layouts.get(key)
@@ -87,8 +103,6 @@ class MetricsDecoder:
                 self._misses = 0
                 return values
         message = parse_metrics(body)
-        # Only a stream's first message says who it is, before its families.
-        at = _after_identifier(body) if body[:1] == _IDENTIFIER else 0
         self._learn(body, at, _first_name(body, at))
         return read_message(message, self._providers)
 
@@ -109,7 +123,9 @@ class MetricsDecoder:
 
 
 def parse_metrics(body: bytes) -> pb.StreamMetricsMessage:
-    """Read one message. Raises RemoteProtocolError when it is none."""
+    """Read one message. Raises RemoteProtocolError when it is none, or too large to be read."""
+    if len(body) > MESSAGE_MAX_BYTES:
+        raise RemoteProtocolError(f"a message of {len(body)} bytes; the most is 8 MiB")
     message = pb.StreamMetricsMessage()
     try:
         message.ParseFromString(body)
@@ -123,13 +139,22 @@ def _first_name(body: bytes, at: int) -> bytes:
     return body[at : at + 64].partition(b"\x18")[0]
 
 
+def _sent(body: bytes, at: int) -> tuple[int, bytes]:
+    """When a message was sent by its first family, ms (0: it does not say), and that family."""
+    try:
+        if body[at : at + 1] != _FAMILY:
+            return 0, b""
+        start, end = open_field(body, at)
+        first = body[start:end]
+        metrics = pb.MetricFamily.FromString(first).metric
+    except (IndexError, DecodeError):  # who reads the message will say so
+        return 0, b""
+    return (metrics[0].timestamp_ms if metrics else 0), first
+
+
 def _after_identifier(body: bytes) -> int:
-    """End of the first field, which a parser has accepted."""
-    size = shift = 0
-    at = 1
-    while True:
-        size |= (body[at] & 0x7F) << shift
-        at += 1
-        if body[at - 1] < 0x80:
-            return at + size
-        shift += 7
+    """End of the first field; of what is no message, anywhere."""
+    try:
+        return open_field(body, 0)[1]
+    except IndexError:
+        return len(body)

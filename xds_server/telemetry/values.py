@@ -19,6 +19,7 @@ begins, so the errors of a short window can exceed its attempts.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -31,6 +32,10 @@ from xds_server.model.telemetry import LATENCY_BUCKETS_MS, Floats
 
 ABSURD: Final = 1e15
 """Counters above this are not believed."""
+GAUGE_MOST: Final = 1e7
+"""Requests in flight and hosts above this are not believed."""
+LONGEST_MS: Final = 86_400_000.0
+"""Responses that take longer on average are not believed."""
 CLUSTER_LABEL: Final = "envoy.cluster_name"
 CLASS_LABEL: Final = "envoy.response_code_class"
 # Raw counters in the order of a provider's array.
@@ -44,12 +49,21 @@ RAW: Final = {
     "cluster.upstream_cx_rx_bytes_total": 6,
     "cluster.upstream_cx_tx_bytes_total": 7,
 }
+MOST_PER_S: Final = np.array([*[1e7] * 6, *[1e12] * 2])
+"""What one Envoy can count in a second, requests and bytes; above that it is not believed."""
 ACTIVE: Final = "cluster.upstream_rq_active"
 HOSTS: Final = "cluster.membership_healthy"
 TIME: Final = "cluster.upstream_rq_time"
 GAUGES: Final = (ACTIVE, HOSTS)
 BOUNDS: Final = list(LATENCY_BUCKETS_MS)
 BUCKETS: Final = len(BOUNDS)
+
+NAN: Final = "not a number"
+NEGATIVE: Final = "negative"
+LARGE: Final = "too large"
+HISTOGRAM: Final = "false histogram"
+"""Why a value is dropped. A histogram is false whose counts fall from bucket to bucket, or
+whose sum its count cannot have."""
 
 
 @dataclass(slots=True)
@@ -67,7 +81,7 @@ class Values:
     hist: Floats  # (K, BUCKETS + 1) responses per bucket
     hosts: dict[ProviderName, float] = field(default_factory=dict)  # healthy ones
     samples: int = 0  # values of our providers that were read
-    dropped: int = 0  # of these, what cannot be true
+    refused: Counter[str] = field(default_factory=Counter)  # of these, what cannot be true
 
 
 def interesting(name: str, provider: str, code_class: str, ours: frozenset[ProviderName]) -> bool:
@@ -75,6 +89,13 @@ def interesting(name: str, provider: str, code_class: str, ours: frozenset[Provi
     if name not in RAW and name not in GAUGES and name != TIME:
         return False
     return provider in ours and code_class in ("", "5")
+
+
+def why_not(values: Floats, most: Floats) -> Counter[str]:
+    """Say why those of these values cannot be true that cannot: by reason, how many."""
+    nan, negative = np.isnan(values), values < 0.0
+    counts = {NAN: nan.sum(), NEGATIVE: negative.sum(), LARGE: (values > most).sum()}
+    return Counter({reason: int(count) for reason, count in counts.items() if count})
 
 
 def histograms(cumulative: Floats, counts: Floats, sums_ms: Floats) -> tuple[Floats, Floats, int]:
@@ -93,8 +114,8 @@ def histograms(cumulative: Floats, counts: Floats, sums_ms: Floats) -> tuple[Flo
 
 
 def believable(total: float, count: float) -> bool:
-    """Whether a histogram's sum and count can be true."""
-    return 0.0 <= total <= ABSURD and count <= ABSURD  # false for NaN
+    """Whether a histogram's sum in ms and count can be true."""
+    return 0.0 <= total <= LONGEST_MS * count and count <= ABSURD  # false for NaN
 
 
 def rebinned(bounds: Sequence[float], cumulative: Sequence[float]) -> list[float]:
@@ -120,7 +141,7 @@ class _Reading:
         # Sum in ms, count, cumulative counts over our buckets.
         self.times: dict[ProviderName, tuple[float, float, list[float]]] = {}
         self.samples = 0
-        self.dropped = 0
+        self.refused: Counter[str] = Counter()
 
     def read(self, family: Any) -> None:
         name = family.name
@@ -136,8 +157,9 @@ class _Reading:
                 continue
             column = RAW.get(name)
             value = metric.gauge.value if column is None else metric.counter.value
-            if not 0.0 <= value <= ABSURD:  # false for NaN
-                self.dropped += 1
+            most = GAUGE_MOST if column is None else ABSURD
+            if not 0.0 <= value <= most:  # false for NaN
+                self.refused += why_not(np.array([value]), np.array([most]))
             elif name == HOSTS:
                 self.hosts[provider] = value
             elif column is None:
@@ -151,7 +173,7 @@ class _Reading:
     def _read_times(self, histogram: Any, provider: ProviderName) -> None:
         total, count = histogram.sample_sum, histogram.sample_count
         if not believable(total, count):
-            self.dropped += 1
+            self.refused[HISTOGRAM] += 1
             return
         buckets = [(b.upper_bound, b.cumulative_count) for b in histogram.bucket]
         bounds, cumulative = [b for b, _ in buckets], [c for _, c in buckets]
@@ -172,6 +194,8 @@ def read_message(message: pb.StreamMetricsMessage, providers: frozenset[Provider
         np.array([count for _, count, _ in times], dtype=np.float64),
         np.array([total for total, _, _ in times]),
     )
+    if false:
+        reading.refused[HISTOGRAM] += false
     return Values(
         names,
         np.array(list(reading.counters.values())).reshape(len(names), len(RAW)),
@@ -180,7 +204,7 @@ def read_message(message: pb.StreamMetricsMessage, providers: frozenset[Provider
         hist,
         reading.hosts,
         reading.samples,
-        reading.dropped + false,
+        reading.refused,
     )
 
 

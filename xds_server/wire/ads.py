@@ -28,6 +28,7 @@ from xds_server.wire.pump import (
 )
 from xds_server.wire.requests import decode_delta, decode_sotw
 from xds_server.wire.seams import Decode, Observer, Source, Tape
+from xds_server.wire.speaker import Speakers
 
 log = structlog.get_logger()
 
@@ -69,7 +70,7 @@ class DiscoveryServices:
 
     ``cluster_drain_s`` says how long a cluster stays after a client applied routes without
     it; it is read when a stream opens. With ``bind_node_id`` a node needs a certificate that
-    names it.
+    names it. ``speakers`` know who may speak for the nodes.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class DiscoveryServices:
         self._streams: dict[int, Stream] = {}
         self._round = Round()
         self._identities: dict[int, Identity] = {}
+        self.speakers = Speakers(clock)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return what a grpc server registers; messages are passed through as bytes."""
@@ -179,7 +181,7 @@ class DiscoveryServices:
             write_timeout_s=self._limits.write_timeout_s,
             only=only,
             permit=self._permit,
-            announced=self._announced,
+            announced=partial(self._announced, context.peer()),
             tape=self._tape,
             round_=self._round,
         )
@@ -208,6 +210,7 @@ class DiscoveryServices:
         finally:
             unheard.cancel()
             del self._streams[stream_id]
+            self.speakers.closed(stream_id)
 
     def _unheard(self, stream: Stream) -> None:
         """End a stream on which nobody has said who it is."""
@@ -229,14 +232,18 @@ class DiscoveryServices:
             message = f"the client's certificate does not name node {node.node_id!r}"
             raise StreamRefusedError(grpc.StatusCode.PERMISSION_DENIED, message)
 
-    def _announced(self, stream: Stream) -> None:
-        """Notice two aggregated streams of one node.
+    def _announced(self, peer: str, stream: Stream) -> None:
+        """Note who may speak for the node, and notice two aggregated streams of one.
 
         A client that reconnects before its old stream ended; or two with one name, whose
         counters then mix. gRPC's own client has a stream for each target, and no counters.
         """
         node = stream.node
-        if node is None or stream.only is not None or node.is_grpc:
+        if node is None:
+            return
+        identity = self._identities.get(stream.stream_id)
+        self.speakers.opened(stream.stream_id, node.node_id, peer, identity)
+        if stream.only is not None or node.is_grpc:
             return
         same = (
             s

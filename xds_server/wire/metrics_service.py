@@ -1,6 +1,6 @@
 """Where sidecars' statistics arrive: Envoy's metrics service."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import grpc
@@ -12,11 +12,14 @@ from xds_server.model.telemetry import LoadReport, SampleBatch
 from xds_server.ports import Clock
 from xds_server.telemetry.counters import Bases
 from xds_server.telemetry.layout import Layouts
-from xds_server.telemetry.metrics import MetricsDecoder, parse_metrics
+from xds_server.telemetry.metrics import MESSAGE_MAX_BYTES, MetricsDecoder, parse_metrics
+from xds_server.wire.bounds import OVERSIZED, RATE, OversizedError, Pace
 from xds_server.wire.node import parse_node
+from xds_server.wire.speaker import WAITING, Speaker, SpeakerRefusedError, Speakers, refuse
 
 log = structlog.get_logger()
 
+SOURCE = "metrics_service"
 SERVICE = "envoy.service.metrics.v3.MetricsService"
 Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -47,20 +50,36 @@ class Sink(Protocol):
 class Tally(Protocol):
     """Who counts what arrives."""
 
-    def telemetry(self, source: str, *, messages: int, samples: int, dropped: int) -> None:
-        """One message was decoded."""
+    def telemetry(self, source: str, *, messages: int, samples: int, dropped: int = 0) -> None:
+        """One message was decoded; ``dropped`` are values whose reason is not said apart."""
         ...
 
-    def telemetry_refused(self, source: str, reason: str) -> None:
-        """One message or stream was refused."""
+    def telemetry_refused(self, source: str, reason: str, count: int = 1) -> None:
+        """Messages, values or a stream were refused."""
+        ...
+
+    def telemetry_event(self, source: str, event: str) -> None:
+        """A message was taken in that did not follow from the one before."""
         ...
 
 
 class MetricsService:
-    """Client-streaming: messages go straight into the sink's arrays, nothing queues."""
+    """Client-streaming: messages go straight into the sink's arrays, nothing queues.
 
-    def __init__(self, sink: Sink, tally: Tally, clock: Clock) -> None:
+    ``interval_s`` is how often sidecars are configured to report; it is read when a stream
+    opens.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        tally: Tally,
+        clock: Clock,
+        speakers: Speakers,
+        interval_s: Callable[[], float] = lambda: 1.0,
+    ) -> None:
         self._sink, self._tally, self._clock = sink, tally, clock
+        self._speakers, self._interval_s = speakers, interval_s
         self._bases, self._layouts = Bases(), Layouts()
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -71,27 +90,52 @@ class MetricsService:
 
     async def _stream(self, messages: Any, context: Context) -> bytes:
         try:
-            await self._receive(messages)
+            await self._receive(messages, context)
+        except SpeakerRefusedError as error:
+            await refuse(error, SOURCE, context, self._tally)
         except RemoteProtocolError as error:
-            self._tally.telemetry_refused("metrics_service", "malformed")
-            log.warning("telemetry.refused", source="metrics_service", reason=str(error)[:500])
+            reason = OVERSIZED if isinstance(error, OversizedError) else "malformed"
+            self._tally.telemetry_refused(SOURCE, reason)
+            log.warning("telemetry.refused", source=SOURCE, reason=str(error)[:500])
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:1000])
         return b""
 
-    async def _receive(self, messages: Any) -> None:
-        node_id = ""
+    async def _receive(self, messages: Any, context: Context) -> None:
+        pace = Pace(self._interval_s(), MESSAGE_MAX_BYTES)
+        node_id, speaker = "", None
         decoder = MetricsDecoder(self._bases, self._sink.providers, self._layouts)
         async for body in messages:
-            if not node_id:
-                node_id = parse_node(parse_metrics(body).identifier.node).node_id
-                if not node_id:
-                    raise RemoteProtocolError("the first message of a stream needs identifier.node")
-            decoder.use(self._sink.providers)  # a reload may change them
-            now_s = self._clock.now_s()
-            batch = decoder.decode(body, node_id, now_s)
-            self._tally.telemetry(
-                "metrics_service", messages=1, samples=decoder.samples, dropped=decoder.dropped
-            )
-            self._sink.observe_hosts(node_id, decoder.hosts, now_s)
-            if batch is not None:
-                self._sink.observe(batch, now_s)
+            if not pace.take(len(body), self._clock.now_s()):
+                self._too_fast(node_id, pace)
+                await self._clock.sleep_s(pace.gap_s)
+                continue
+            if speaker is None:
+                node_id, speaker = self._first(body, context)
+            if speaker.may():
+                self._take(decoder, body, node_id)
+            else:  # its counters are not lost: a later message has them
+                self._tally.telemetry_refused(SOURCE, WAITING)
+
+    def _first(self, body: bytes, context: Context) -> tuple[NodeId, Speaker]:
+        node_id = parse_node(parse_metrics(body).identifier.node).node_id
+        if not node_id:
+            raise RemoteProtocolError("the first message of a stream needs identifier.node")
+        return node_id, self._speakers.of(context, node_id)
+
+    def _too_fast(self, node_id: NodeId, pace: Pace) -> None:
+        self._tally.telemetry_refused(SOURCE, RATE)
+        if pace.lost == 1:
+            log.warning("telemetry.too_fast", source=SOURCE, node_id=node_id[:200])
+
+    def _take(self, decoder: MetricsDecoder, body: bytes, node_id: NodeId) -> None:
+        now_s = self._clock.now_s()
+        decoder.use(self._sink.providers)  # a reload may change them
+        batch = decoder.decode(body, node_id, now_s)
+        self._tally.telemetry(SOURCE, messages=1, samples=decoder.samples)
+        for reason, count in decoder.refused.items():
+            self._tally.telemetry_refused(SOURCE, reason, count)
+        for event in decoder.events:
+            self._tally.telemetry_event(SOURCE, event)
+        self._sink.observe_hosts(node_id, decoder.hosts, now_s)
+        if batch is not None:
+            self._sink.observe(batch, now_s)

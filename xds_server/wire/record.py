@@ -83,14 +83,18 @@ class Recorder:
         self._metrics.streams_open.labels(stream.protocol).dec()
         self._metrics.streams_ended_total.labels(reason).inc()
 
-    def telemetry(self, source: str, *, messages: int, samples: int, dropped: int) -> None:
-        """One message was decoded."""
+    def telemetry(self, source: str, *, messages: int, samples: int, dropped: int = 0) -> None:
+        """One message was decoded; ``dropped`` are values whose reason is not said apart."""
         m = self._metrics
         m.telemetry_messages_total.labels(source).inc(messages)
         m.telemetry_samples_total.labels(source).inc(samples)
         if dropped:
             m.telemetry_refused_total.labels(source, "value").inc(dropped)
 
-    def telemetry_refused(self, source: str, reason: str) -> None:
-        """One message or stream was refused."""
-        self._metrics.telemetry_refused_total.labels(source, reason).inc()
+    def telemetry_refused(self, source: str, reason: str, count: int = 1) -> None:
+        """Messages, values or a stream were refused."""
+        self._metrics.telemetry_refused_total.labels(source, reason).inc(count)
+
+    def telemetry_event(self, source: str, event: str) -> None:
+        """A message was taken in that did not follow from the one before."""
+        self._metrics.telemetry_events_total.labels(source, event).inc()
