@@ -1,5 +1,6 @@
 """What operators are shown: plain records that serialise to JSON as they are."""
 
+import math
 from dataclasses import dataclass
 
 from xds_server.model.ids import ApplicationName, NodeId, PhaseName, ProviderName, ServiceName
@@ -99,6 +100,7 @@ class ProviderStatus:
     utilisation_ratio: float
     capacity_rps: float
     price_per_million_usd: float
+    sigma_ratio: float = math.nan  # relative standard deviation of service time, so of capacity
 
 
 @dataclass(frozen=True, slots=True)
