@@ -43,6 +43,7 @@ def providers_status(
             utilisation_ratio=float(busy[j]),
             capacity_rps=float(capacity[j]),
             price_per_million_usd=float(1e6 * evaluation.price_usd[j]),
+            sigma_ratio=float(evaluation.sigma_ratio[j]),
         )
         for j, name in enumerate(problem.providers)
     )
