@@ -71,6 +71,8 @@ def test_a_mesh_at_rest_gains_nothing_from_a_change_that_is_none(settled: Plane)
     found = route(settled, "demand=x1", "fast.price=x1")
     assert found.gain_ms == pytest.approx(0.0, abs=0.01 * found.held.cost_ms)
     assert found.moved_ratio < 0.05
+    assert not found.would_move
+    assert route(settled, "middle.price=3").would_move
     assert found.now == found.held
 
 

@@ -80,8 +80,10 @@ def _gain(route: Row) -> Text:
     terms = sorted(route["gain_terms_ms"].items(), key=lambda term: -abs(term[1]))
     parts = [f"{name} {value:+.2f}" for name, value in terms if abs(value) >= _SMALL_MS]
     of = f" = {' '.join(parts)}" if parts else ""
-    moved = _percent(route["moved_ratio"])
-    return Text(f"re-planning gains {route['gain_ms']:.2f} ms per call{of}; moves {moved} of calls")
+    rest = f"moves {_percent(route['moved_ratio'])} of calls"
+    if not route["would_move"]:
+        rest = "too little for the engine to move anything"
+    return Text(f"re-planning gains {route['gain_ms']:.2f} ms per call{of}; {rest}")
 
 
 def _shares(route: Row) -> Table:

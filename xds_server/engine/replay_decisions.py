@@ -23,7 +23,8 @@ from xds_server.engine.offline import (
     problem_without_routes,
 )
 from xds_server.engine.problem import build_problem
-from xds_server.engine.settle import at_shares, settle
+from xds_server.engine.select import DEADBAND_GAIN_RATIO
+from xds_server.engine.settle import Settled, at_shares, settle
 from xds_server.engine.simulate import forecast
 from xds_server.engine.types import Evaluation, Problem
 from xds_server.model.decision import Forecast
@@ -130,19 +131,23 @@ class _Past:
         fixed = np.array(
             [r.group.application not in self._tried for r in problem.routes], dtype=bool
         )
+        begin = self._begin(problem, chosen, fixed)
         settled = settle(
             problem,
             evaluation,
-            self._begin(problem, chosen, fixed),
+            begin,
             settings,
             steps=int(np.clip(round(step.span_s / settings.tick_s), 1, TICKS_MAX)),
             max_shift_ratio=settings.max_shift_ratio,
             fixed=fixed,
         )
-        self._shares = dict(zip(_names(problem), settled.shares.tolist(), strict=True))
-        before = forecast(problem, at_shares(problem, evaluation, chosen), chosen)
-        _add(problem, settled.evaluation, step, (chosen, settled.shares),
-             (before, settled.forecast), ~fixed, sums)  # fmt: skip
+        shares = _beyond_deadband(problem, evaluation, begin, settled)
+        self._shares = dict(zip(_names(problem), shares.tolist(), strict=True))
+        plans = tuple(
+            forecast(problem, at_shares(problem, evaluation, plan), plan)
+            for plan in (chosen, shares)
+        )
+        _add(problem, evaluation, step, (chosen, shares), (plans[0], plans[1]), ~fixed, sums)
 
     def _problem_of(self, step: PastStep, keys: frozenset[RouteKey]) -> Problem:
         shape = (keys, frozenset(step.price_usd))
@@ -173,7 +178,18 @@ class _Past:
         kept = np.array([self._shares.get(name, np.nan) for name in names])
         whole = problem.pairs.sum_by_route(np.isnan(kept).astype(np.float64)) == 0.0
         use = (whole & ~fixed)[problem.pairs.route]
-        return np.where(use, np.nan_to_num(kept), chosen)
+        shares = np.where(use, np.nan_to_num(kept), chosen)
+        return limits.onto_allowed(problem.pairs, shares, problem.allowed)
+
+
+def _beyond_deadband(
+    problem: Problem, evaluation: Evaluation, begin: Floats, settled: Settled
+) -> Floats:
+    """(P,) settled shares; those of before where a route gains too little, as the engine holds."""
+    before = forecast(problem, at_shares(problem, evaluation, begin), begin).cost_ms
+    gain = before - settled.forecast.cost_ms
+    held = gain <= DEADBAND_GAIN_RATIO * np.abs(before)
+    return np.where(held[problem.pairs.route], begin, settled.shares)
 
 
 def _trying(mesh: Mesh, profile: str, application: str) -> set[str]:

@@ -11,6 +11,7 @@ from xds_server.core.tables import Bools, Floats
 from xds_server.engine.bottlenecks import find_bottlenecks
 from xds_server.engine.changes import apply_changes, check_providers
 from xds_server.engine.loop import Tick
+from xds_server.engine.select import DEADBAND_GAIN_RATIO
 from xds_server.engine.settle import Settled, at_shares, settle
 from xds_server.engine.simulate import forecast
 from xds_server.engine.state import EngineState
@@ -155,6 +156,7 @@ def _route(r: int, asked: bool, now: _Plan, held: _Plan, optimum: _Plan) -> Rout
     marginal = 1e3 * latency.marginal_s(optimum.evaluation.stations, optimum.rps)[0]
     mean = 1e3 * latency.mean_s(optimum.evaluation.stations, optimum.rps)
     slo_s = float(optimum.evaluation.slo_s[r])
+    gain_ms = float(held.forecast.cost_ms[r] - optimum.forecast.cost_ms[r])
     return RouteProspect(
         application=key.group.application,
         phase=key.group.phase,
@@ -167,8 +169,9 @@ def _route(r: int, asked: bool, now: _Plan, held: _Plan, optimum: _Plan) -> Rout
         now=_prospect(now, r),
         held=_prospect(held, r),
         optimum=_prospect(optimum, r),
-        gain_ms=float(held.forecast.cost_ms[r] - optimum.forecast.cost_ms[r]),
+        gain_ms=gain_ms,
         gain_terms_ms=gains,
+        would_move=gain_ms > DEADBAND_GAIN_RATIO * abs(float(held.forecast.cost_ms[r])),
         moved_ratio=float(0.5 * np.abs(optimum.shares[mine] - now.shares[mine]).sum()),
         providers=tuple(
             ShareProspect(

@@ -74,6 +74,7 @@ class RouteProspect:
     optimum: Prospect
     gain_ms: float  # objective per request, held less optimum
     gain_terms_ms: Mapping[str, float]  # add up to ``gain_ms``
+    would_move: bool  # whether the gain is beyond the engine's deadband
     moved_ratio: float  # of the route's traffic, from the shares of now to the optimum
     providers: tuple[ShareProspect, ...]
 
