@@ -32,13 +32,14 @@ from xds_server.model.topology import (
     Service,
     TelemetrySettings,
 )
+from xds_server.model.usage import Usage
 from xds_server.observability import Metrics
+from xds_server.registry.instance_views import instance_views
 from xds_server.registry.leases import Announcement, Leases
 from xds_server.registry.registry import Registry
 from xds_server.registry.services import (
     Directory,
     Estimates,
-    instance_views,
     prices_of,
     service_views,
     services_of,
@@ -100,7 +101,8 @@ class World:
 
 def test_what_sidecars_measured_has_their_age() -> None:
     traffic = World("b").provider("b").traffic
-    assert traffic.rps == Reading(pytest.approx(10.0), 1.0, "sidecars")
+    error = pytest.approx(math.sqrt(50.0) / 5.0)
+    assert traffic.rps == Reading(pytest.approx(10.0), 1.0, "sidecars", 50.0, error)
     assert traffic.in_flight.value == pytest.approx(2.0)
     assert traffic.error_ratio.value == pytest.approx(0.1)
     assert traffic.availability_ratio.value == pytest.approx(0.9)
@@ -138,26 +140,28 @@ def test_a_provider_speaks_for_itself_then_its_leases_then_the_engine_then_mesh_
     status = ProviderStatus("a", "search", 1, 9.0, None, None, 0.0, 0.8, 77.0, 3.0)
     engine = Estimates({"a": status}, 0.5)
     world = World("a")
-    assert world.provider("a").price_per_million_usd == Reading(2.0, None, "declared")
+    assert world.provider("a").price_per_million_usd == Reading(
+        2.0, None, "declared", standard_error=0.0
+    )
     assert world.provider("a").utilisation_ratio == UNKNOWN
     seen = world.provider("a", estimates=engine)
-    assert seen.price_per_million_usd == Reading(3.0, 0.5, "engine")
+    assert seen.price_per_million_usd == Reading(3.0, 0.5, "engine", standard_error=0.0)
     assert seen.utilisation_ratio == Reading(0.8, 0.5, "engine")
     assert seen.capacity_rps == Reading(77.0, 0.5, "engine")
     world.lease(utilisation_ratio=0.4, price_per_million_usd=5.0)
     seen = world.provider("a", estimates=engine)
-    assert seen.price_per_million_usd == Reading(5.0, 2.0, "lease")
+    assert seen.price_per_million_usd == Reading(5.0, 2.0, "lease", standard_error=0.0)
     assert seen.utilisation_ratio == Reading(0.4, 2.0, "lease")
     world.registry.observe_load("n1", [LoadReport("a", 0.3, math.nan, 7.0)], 5.0)
     seen = world.provider("a", estimates=engine)
-    assert seen.price_per_million_usd == Reading(7.0, 1.0, "provider")
-    assert seen.utilisation_ratio == Reading(0.3, 1.0, "provider")
+    assert seen.price_per_million_usd == Reading(7.0, 1.0, "provider", standard_error=0.0)
+    assert seen.utilisation_ratio == Reading(0.3, 1.0, "provider", 1.0)
 
 
 def test_a_price_that_the_engine_only_repeats_is_declared() -> None:
     status = ProviderStatus("a", "search", 1, 9.0, None, None, 0.0, 0.8, 77.0, 2.0)
     seen = World("a").provider("a", estimates=Estimates({"a": status}, 0.5))
-    assert seen.price_per_million_usd == Reading(2.0, None, "declared")
+    assert seen.price_per_million_usd == Reading(2.0, None, "declared", standard_error=0.0)
 
 
 def test_a_cost_is_of_requests_and_of_endpoints() -> None:
@@ -165,7 +169,9 @@ def test_a_cost_is_of_requests_and_of_endpoints() -> None:
     world.lease(1)
     world.lease(2)
     seen = world.provider("a")
-    assert seen.cost_usd_per_h == Reading(pytest.approx(0.036 * 2.0 + 1.0), 1.0, "derived")
+    error = pytest.approx(0.0072 * math.sqrt(50.0) / 5.0)
+    cost = Reading(pytest.approx(0.036 * 2.0 + 1.0), 1.0, "derived", 50.0, error)
+    assert seen.cost_usd_per_h == cost
     service = services_of(world.views(), "search")[0]
     assert service.rps == pytest.approx(20.0)
     assert service.cost_usd_per_h == pytest.approx(1.072)
@@ -208,7 +214,9 @@ def test_an_instance_shows_what_it_does_and_what_that_costs() -> None:
     assert (seen.node_id, seen.phase, seen.phase_s, seen.age_s) == ("n1", "steady", 4.0, 6.0)
     assert seen.traffic.rps.value == pytest.approx(20.0)
     assert seen.rps_by_service == {"search": pytest.approx(20.0)}
-    assert seen.cost_usd_per_h == Reading(pytest.approx(0.072), 1.0, "derived")
+    # Only what a priced 2 USD per million; b is free.
+    error = pytest.approx(0.0072 * math.sqrt(50.0) / 5.0)
+    assert seen.cost_usd_per_h == Reading(pytest.approx(0.072), 1.0, "derived", 100.0, error)
     assert seen.health == "ok"
 
 
@@ -268,15 +276,90 @@ def test_tables_show_unknown_as_a_dash_and_old_values_with_their_age() -> None:
     text = printed(render_services(json.loads(dumps(world.views(66.0)))))
     rows = [line for line in text.splitlines() if line.strip()]
     lines = {line.split()[0]: line for line in reversed(rows)}  # endpoints come last
-    assert "(1 min old)" in lines["b"]
+    assert "(stale 1 min)" in lines["b"]
     assert " - " in lines["c"]
-    lease = "heard 62.0 s ago  ends in 238.0 s  load 40.0% (1 min old)"
+    lease = "heard 62.0 s ago  ends in 238.0 s  load 40.0% (stale 1 min)"
     assert f"a 10.0.0.9:1  registry  {lease}" in text
     assert "? USD/h" in lines["search"]
     table = printed(render_instances(json.loads(dumps(instances(world)))))
     assert "search 10.0/s" in table
     assert "no services" in printed(render_services([]))
     assert "no instances" in printed(render_instances([]))
+
+
+def test_every_value_says_what_chance_may_have_done_to_it() -> None:
+    traffic = World("b").provider("b").traffic
+    assert traffic.error_ratio.samples == 50.0
+    assert traffic.error_ratio.standard_error == pytest.approx(0.05, rel=0.1)
+    assert traffic.availability_ratio.samples == 50.0
+    assert traffic.latency_p95_ms.samples == 50.0
+    bucket_ms = 6.0 / math.sqrt(12.0)  # 14 to 20 ms
+    assert bucket_ms < traffic.latency_p50_ms.standard_error < 3.0
+    assert traffic.in_flight.standard_error is None
+    assert not traffic.rps.stale
+
+
+def test_orca_is_as_sure_as_its_nodes_agree() -> None:
+    world = World("a")
+    world.registry.node_connected(Node("n2", "shop"), 0.0)
+    for node_id, ratio in (("n1", 0.3), ("n2", 0.5)):
+        world.registry.observe_load(node_id, [LoadReport("a", ratio, math.nan, math.nan)], 5.0)
+    said = world.provider("a").utilisation_ratio
+    assert said == Reading(pytest.approx(0.4), 1.0, "provider", 2.0, pytest.approx(0.1))
+
+
+def test_the_engine_is_as_sure_as_its_model_and_stale_when_it_stands_still() -> None:
+    status = ProviderStatus("a", "search", 1, 9.0, None, None, 0.0, 0.8, 77.0, 2.0, 0.1)
+    seen = World("a").provider("a", estimates=Estimates({"a": status}, 0.5))
+    assert seen.capacity_rps == Reading(77.0, 0.5, "engine", None, pytest.approx(7.7))
+    assert seen.utilisation_ratio.standard_error == pytest.approx(0.08)
+    seen = World("a").provider("a", estimates=Estimates({"a": status}, 5.5))
+    assert seen.capacity_rps.stale
+
+
+def test_values_are_stale_when_their_source_should_have_spoken_again() -> None:
+    world = World("a", "b")
+    world.registry.observe_hosts("n1", {"b": 1.0}, 5.0)
+    world.lease(utilisation_ratio=0.4, price_per_million_usd=5.0)
+    fresh, old = world.provider("a"), world.provider("a", 66.0)
+    assert not fresh.traffic.rps.stale
+    assert not fresh.cost_usd_per_h.stale
+    assert not fresh.utilisation_ratio.stale
+    assert old.traffic.rps.stale
+    assert old.traffic.latency_p95_ms.stale
+    assert old.cost_usd_per_h.stale
+    assert old.utilisation_ratio == Reading(0.4, 62.0, "lease", stale=True)
+    assert not old.price_per_million_usd.stale  # a price holds until another is said
+    assert world.provider("b", 66.0).healthy_hosts.stale
+    assert instances(world, 66.0)[0].traffic.rps.stale
+    assert instances(world, 66.0)[0].cost_usd_per_h.stale
+
+
+def test_a_word_that_is_valid_counts_before_one_that_is_stale() -> None:
+    world = World("a")
+    world.lease(utilisation_ratio=0.4)
+    metered = [Usage("a", is_provider=True, cpu_ratio=0.5, utilisation_ratio=0.7)]
+    world.registry.usages.take(0, "prometheus", metered, valid_s=30.0, now_s=60.0)
+    assert world.provider("a").utilisation_ratio.source == "lease"
+    assert world.provider("a", 66.0).utilisation_ratio == Reading(0.7, 6.0, "prometheus")
+    assert world.provider("a", 96.0).utilisation_ratio.stale
+    assert world.provider("a", 66.0).cpu_ratio == Reading(0.5, 6.0, "prometheus")
+
+
+def test_what_is_used_and_how_rough_a_value_is_are_in_the_tables() -> None:
+    world = World("b")
+    used = [Usage("n1", False, 0.25, 3.0 * 2**20), Usage("b", True, 0.5, 2.0**30)]
+    world.registry.usages.take(0, "psutil", used, valid_s=30.0, now_s=5.0)
+    text = printed(render_services(json.loads(dumps(world.views()))))
+    assert "b uses  CPU 50.0%  memory 1024 MiB" in text
+    assert "10.0 ±4.6%" in text  # of 50 requests
+    (line,) = [
+        line
+        for line in printed(render_instances(json.loads(dumps(instances(world))))).splitlines()
+        if "n1" in line
+    ]
+    assert "25.0%" in line
+    assert "3 MiB" in line
 
 
 def test_what_endpoints_say_they_carry_is_a_prior() -> None:

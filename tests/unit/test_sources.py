@@ -207,15 +207,17 @@ def test_services_show_whose_price_it_is_and_how_old() -> None:
     world.lease()
     tariffs.take("a", Tariff(Price(2.5, 0.25), "http", 4.0))
 
-    def seen():  # type: ignore[no-untyped-def]
-        directory = Directory(MESH, world.found, world.leases, 6.0, tariffs)
+    def seen(now_s: float = 6.0):  # type: ignore[no-untyped-def]
+        directory = Directory(MESH, world.found, world.leases, now_s, tariffs)
         views = service_views(directory, world.registry, NO_ESTIMATES)
         return next(p for s in views for p in s.providers if p.provider == "a")
 
-    assert seen().price_per_million_usd == Reading(2.5, 2.0, "http")
+    assert seen().price_per_million_usd == Reading(2.5, 2.0, "http", standard_error=0.0)
     assert seen().cost_usd_per_h.value == pytest.approx(10 * 3600 * 2.5 / 1e6 + 0.25)
+    assert not seen(184.0).price_per_million_usd.stale
+    assert seen(185.0).price_per_million_usd.stale  # three looks of a minute
     world.lease(price_per_million_usd=5.0)
-    assert seen().price_per_million_usd == Reading(5.0, 2.0, "lease")
+    assert seen().price_per_million_usd == Reading(5.0, 2.0, "lease", standard_error=0.0)
 
 
 CELLS = (

@@ -10,6 +10,8 @@ from rich.text import Text
 Row: TypeAlias = Mapping[str, Any]
 OLD_S: Final = 10.0
 """Values older than this are shown with their age."""
+ROUGH_RATIO: Final = 0.1
+"""Standard errors above this part of the value are shown."""
 _TRAFFIC: Final = ("rps", "in flight", "p50", "p95", "p99", "errors", "available")
 
 
@@ -25,7 +27,7 @@ def render_instances(instances: Sequence[Row]) -> RenderableType:
     if not instances:
         return Text("no instances", style="dim")
     table = _table("instance", "application", "locality", "phase", "up", "health")
-    _numbers(table, *_TRAFFIC, "USD/h")
+    _numbers(table, *_TRAFFIC, "CPU", "memory", "USD/h")
     table.add_column("calls")
     for row in instances:
         table.add_row(
@@ -36,6 +38,8 @@ def render_instances(instances: Sequence[Row]) -> RenderableType:
             _duration(row["age_s"]),
             _health(row["health"]),
             *_traffic(row["traffic"]),
+            _reading(row["cpu_ratio"], percent=True),
+            _bytes(row["memory_bytes"]),
             _reading(row["cost_usd_per_h"]),
             ", ".join(f"{s} {v:.1f}/s" for s, v in sorted(row["rps_by_service"].items())),
         )
@@ -64,8 +68,20 @@ def _service(service: Row) -> tuple[RenderableType, ...]:
             _reading(row["price_per_million_usd"]),
             _reading(row["cost_usd_per_h"]),
         )
+    used = [_usage(row) for row in service["providers"] if _is_metered(row)]
     lines = [_endpoint(p, e) for p in service["providers"] for e in p["endpoints"]]
-    return (title, table, *lines)
+    return (title, table, *used, *lines)
+
+
+def _is_metered(provider: Row) -> bool:
+    return any(provider[key]["value"] is not None for key in ("cpu_ratio", "memory_bytes"))
+
+
+def _usage(provider: Row) -> Text:
+    cpu, memory = provider["cpu_ratio"], provider["memory_bytes"]
+    parts = [f"    {provider['provider']} uses", f"CPU {_reading(cpu, percent=True)}"]
+    parts.append(f"memory {_bytes(memory)}")
+    return Text("  ".join(parts), style="dim")
 
 
 def _endpoint(provider: Row, endpoint: Row) -> Text:
@@ -96,9 +112,21 @@ def _reading(reading: Row, *, percent: bool = False, unit: str = "") -> str:
     value, age_s = reading["value"], reading["age_s"]
     if value is None:
         return "-"
-    text = f"{100.0 * value:.1f}%" if percent else f"{value:.4g}{unit}"
+    text = f"{100.0 * value:.1f}" if percent else f"{value:.4g}"
+    error, unit = reading["standard_error"], "%" if percent else unit
+    if reading["stale"]:  # what chance did to it does not matter any more
+        return f"{text}{unit} (stale {_duration(age_s or 0.0)})"
+    if error is not None and error > ROUGH_RATIO * abs(value):
+        text += f" ±{100.0 * error:.2g}" if percent else f" ±{error:.2g}"
     old = age_s is not None and age_s > OLD_S
-    return f"{text} ({_duration(age_s)} old)" if old else text
+    return f"{text}{unit} ({_duration(age_s)} old)" if old else f"{text}{unit}"
+
+
+def _bytes(reading: Row) -> str:
+    value = reading["value"]
+    if value is None:
+        return "-"
+    return _reading(dict(reading) | {"value": value / 2**20}, unit=" MiB")
 
 
 def _health(health: str) -> Text:

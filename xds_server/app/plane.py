@@ -51,7 +51,7 @@ from xds_server.ports import Clock
 from xds_server.registry.announcements import Announcements
 from xds_server.registry.leases import ADAPTER, Leases
 from xds_server.registry.registry import Registry
-from xds_server.registry.services import Directory, services_of
+from xds_server.registry.services import VALID_LOOKS, Directory, services_of
 from xds_server.registry.tariffs import Tariffs
 from xds_server.resources.mesh import MeshResources
 from xds_server.wire.ads import DiscoveryServices
@@ -72,8 +72,6 @@ RECONNECT_S = 2.0
 """How long a node without a stream is still the same one, with its weights, phase and windows:
 connections end by age, and Envoy is back within a second. How fast streams are let in bounds
 how many such nodes there are."""
-LOAD_REPORTS_VALID = 3
-"""Load report intervals for which what a provider said stays valid."""
 
 
 class ControlPlane:
@@ -351,7 +349,7 @@ class ControlPlane:
 
     def instances(self) -> tuple[InstanceView, ...]:
         """Return every connected instance, by node id."""
-        return show_instances(self.services(), self.registry, self.engine, self._clock.now_s())
+        return show_instances(self.services(), self.registry, self.engine, self.directory())
 
     def explain(self, application: str, service: str) -> tuple[Explanation, ...]:
         """Return one explanation per route, in order. Raises KeyError."""
@@ -376,4 +374,4 @@ def _services(mesh: Mesh) -> dict[ProviderName, ServiceName]:
 
 
 def _load_valid_s(mesh: Mesh) -> float:
-    return LOAD_REPORTS_VALID * mesh.telemetry.load_report_interval_s
+    return VALID_LOOKS * mesh.telemetry.load_report_interval_s

@@ -10,12 +10,12 @@ from xds_server.model.ids import ProviderName
 from xds_server.model.services import InstanceView, ServiceView
 from xds_server.model.topology import Mesh, Provider
 from xds_server.observability import Metrics
+from xds_server.registry.instance_views import instance_views
 from xds_server.registry.leases import Leases
 from xds_server.registry.registry import Registry
 from xds_server.registry.services import (
     Directory,
     Estimates,
-    instance_views,
     prices_of,
     service_views,
 )
@@ -84,10 +84,11 @@ def show_services(
 
 
 def show_instances(
-    views: tuple[ServiceView, ...], registry: Registry, engine: Engine, now_s: float
+    views: tuple[ServiceView, ...], registry: Registry, engine: Engine, directory: Directory
 ) -> tuple[InstanceView, ...]:
     """Return every instance; ``views`` say what its calls cost."""
     last = engine.last
     signals = {s.node_id: s for s in last.signals} if last else {}
     phases = {n: (p.phase, p.since_s) for n, p in last.phases.items()} if last else {}
-    return instance_views(registry, signals, phases, prices_of(views), now_s)
+    now_s, valid_s = directory.now_s, directory.telemetry_valid_s
+    return instance_views(registry, signals, phases, prices_of(views), now_s, valid_s)

@@ -209,9 +209,7 @@ class Registry:
         names = tuple(sorted(self._services))
         columns = np.full((4, len(names)), np.nan)
         for j, name in enumerate(names):
-            said = [
-                s for s in self._said.get(name, {}).values() if now_s - s.at_s <= self._load_valid_s
-            ]
+            said = self._valid(name, now_s)
             if said:
                 columns[0, j] = _mean([s.report.utilisation_ratio for s in said])
                 columns[1, j] = _mean([s.report.memory_ratio for s in said])
@@ -220,6 +218,15 @@ class Registry:
                 columns[2, j] = newest.report.price_per_million_usd
                 columns[3, j] = now_s - newest.at_s
         return ProviderLoad(names, *columns)
+
+    def utilisations(self, name: ProviderName, now_s: float) -> list[float]:
+        """Return the utilisation that a provider said in ORCA to each node, where it is valid."""
+        ratios = [s.report.utilisation_ratio for s in self._valid(name, now_s)]
+        return [ratio for ratio in ratios if math.isfinite(ratio)]
+
+    def _valid(self, name: ProviderName, now_s: float) -> list[_Said]:
+        said = self._said.get(name, {}).values()
+        return [s for s in said if now_s - s.at_s <= self._load_valid_s]
 
     def signals(self, now_s: float) -> list[InstanceSignals]:
         """Every connected instance as its sidecar reports it."""

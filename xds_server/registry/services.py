@@ -1,33 +1,38 @@
 """Services, providers, endpoints and instances with their runtime metadata, for people."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from xds_server.model.ids import Locality, NodeId, PhaseName, ProviderName, ServiceName
+import numpy as np
+
+from xds_server.model.ids import Locality, ProviderName, ServiceName
 from xds_server.model.services import (
     UNKNOWN,
     EndpointStatus,
-    InstanceView,
     ProviderView,
     Reading,
     ServiceView,
     Traffic,
 )
-from xds_server.model.snapshot import Node
 from xds_server.model.status import ProviderStatus
-from xds_server.model.telemetry import InstanceSignals, PairWindow, ProviderLoad
+from xds_server.model.telemetry import PairWindow, ProviderLoad
 from xds_server.model.topology import Address, Mesh, Provider
 from xds_server.registry.leases import ADAPTER, Lease, Leases, Said
 from xds_server.registry.registry import SIGNAL_SLOTS, SLOTS, Registry
 from xds_server.registry.tariffs import Tariffs
-from xds_server.registry.traffic import by_node, by_provider, no_traffic, traffic
+from xds_server.registry.traffic import by_provider, no_traffic, traffic
 
 DECLARED: Final = "declared"
-FAILING_RATIO: Final = 0.5
-"""Errors by attempts from which an instance is shown as failing."""
 STALE_S: Final = 10.0
-"""Telemetry older than this is shown as none."""
+"""Telemetry older than this, and than three flushes of a sidecar, is shown as none."""
+VALID_LOOKS: Final = 3
+"""Flushes, load reports and looks at a price for which what was said is not stale."""
+VALID_TICKS: Final = 5
+"""Ticks for which the engine's estimates are not stale."""
+PRICE_LOOK_S: Final = 60.0
+"""How often a price is taken to be confirmed that has no ``refresh_s``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,16 @@ class Directory:
     leases: Leases
     now_s: float
     tariffs: Tariffs = field(default_factory=Tariffs)
+
+    @property
+    def telemetry_valid_s(self) -> float:
+        """How long what sidecars report is not stale."""
+        return max(STALE_S, VALID_LOOKS * self.mesh.telemetry.stats_flush_interval_s)
+
+    @property
+    def load_valid_s(self) -> float:
+        """How long what providers say of their load is not stale."""
+        return VALID_LOOKS * self.mesh.telemetry.load_report_interval_s
 
     def endpoints(self, provider: Provider) -> tuple[EndpointStatus, ...]:
         """Return a provider's endpoints; none before its source has spoken."""
@@ -75,8 +90,8 @@ class Directory:
             _or_declared(told.locality, locality),
             tuple(sorted(told.capabilities)) or capabilities,
             declared_rps if capacity is None else Reading(capacity, registered_s, "lease"),
-            _said(lease.utilisation_ratio, now_s),
-            _said(lease.price_per_million_usd, now_s),
+            _said(lease.utilisation_ratio, now_s, self.load_valid_s),
+            _word(_said(lease.price_per_million_usd, now_s)),
             registered_s,
             heard_s,
             max(lease.ttl_s - heard_s, 0.0),
@@ -87,10 +102,10 @@ def service_views(
     directory: Directory, registry: Registry, estimates: Estimates
 ) -> tuple[ServiceView, ...]:
     """Return every service, in the order of mesh.yaml."""
-    windows = _windows(registry, directory.now_s)
-    measured = traffic(*windows, by_provider)
+    windows = both_windows(registry, directory.now_s)
+    measured = traffic(*windows, by_provider, directory.telemetry_valid_s)
     orca = registry.orca_load(directory.now_s)
-    hosts = _healthy_hosts(registry, directory.now_s)
+    hosts = _healthy_hosts(registry, directory.now_s, directory.telemetry_valid_s)
     views = []
     for service in directory.mesh.services.values():
         providers = tuple(
@@ -98,7 +113,7 @@ def service_views(
                 directory,
                 provider,
                 measured.get(provider.name) or no_traffic(*windows),
-                _Words(orca, directory, estimates, provider),
+                _Words(registry, orca, directory, estimates, provider),
                 hosts.get(provider.name, UNKNOWN),
             )
             for provider in service.providers
@@ -111,43 +126,6 @@ def service_views(
     return tuple(views)
 
 
-def instance_views(
-    registry: Registry,
-    signals: Mapping[NodeId, InstanceSignals],
-    phases: Mapping[NodeId, tuple[PhaseName, float]],
-    prices: Mapping[ProviderName, Reading],
-    now_s: float,
-) -> tuple[InstanceView, ...]:
-    """Return every connected instance, by node id.
-
-    ``phases`` has names and since when; ``prices`` are of a million requests, by provider.
-    """
-    windows = _windows(registry, now_s)
-    measured = traffic(*windows, by_node)
-    costs = _costs(windows[0], prices)
-    views = []
-    for node_id, connected in sorted(registry.nodes.items()):
-        seen = measured.get(node_id) or no_traffic(*windows)
-        age_s = registry.telemetry_age_s(node_id, now_s)
-        phase = phases.get(node_id)
-        own = signals.get(node_id)
-        views.append(
-            InstanceView(
-                node_id=node_id,
-                application=connected.node.application,
-                locality=_locality(connected.node),
-                phase=phase[0] if phase else "",
-                phase_s=now_s - phase[1] if phase else None,
-                age_s=now_s - connected.since_s,
-                health=_instance_health(seen, age_s),
-                traffic=seen,
-                rps_by_service=own.rps_by_service if own else {},
-                cost_usd_per_h=costs.get(node_id, UNKNOWN),
-            )
-        )
-    return tuple(views)
-
-
 def prices_of(views: tuple[ServiceView, ...]) -> dict[ProviderName, Reading]:
     """Return what a million requests cost now, by provider."""
     return {p.provider: p.price_per_million_usd for s in views for p in s.providers}
@@ -155,8 +133,9 @@ def prices_of(views: tuple[ServiceView, ...]) -> dict[ProviderName, Reading]:
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """Who says what of one provider; the first who says anything counts, as in the engine."""
+    """Who says what of one provider; the first whose word is valid counts, as in the engine."""
 
+    registry: Registry
     orca: ProviderLoad
     directory: Directory
     estimates: Estimates
@@ -164,9 +143,16 @@ class _Words:
 
     def utilisation_ratio(self) -> Reading:
         name, now_s = self.provider.name, self.directory.now_s
-        said = _said(self.directory.leases.utilisation_ratio(name), now_s)
-        first = self._orca(self.orca.utilisation_ratio[self._row])
-        return _first(first, said, self._estimate("utilisation_ratio"))
+        leased = self.directory.leases.utilisation_ratio(name)
+        said = _said(leased, now_s, self.directory.load_valid_s)
+        orca = self._orca(self.orca.utilisation_ratio[self._row])
+        if orca.value is not None:
+            ratios = self.registry.utilisations(name, now_s)
+            spread = float(np.std(ratios, ddof=1)) if len(ratios) > 1 else None
+            error = None if spread is None else spread / math.sqrt(len(ratios))
+            orca = replace(orca, samples=float(len(ratios)), standard_error=error)
+        return _first(orca, said, self.usage("utilisation_ratio"),
+                      self._estimate("utilisation_ratio"))  # fmt: skip
 
     def capacity_rps(self) -> Reading:
         each = self.provider.capacity.rps_per_endpoint
@@ -183,7 +169,13 @@ class _Words:
         if estimate.value is not None and declared.value is not None:
             same = abs(estimate.value - declared.value) <= 1e-9 * max(declared.value, 1.0)
             estimate = UNKNOWN if same else estimate
-        return _first(first, said, self._tariff(), estimate, declared)
+        # A price holds until another one is said, however old it is.
+        known = (r for r in (first, said, self._tariff(), estimate, declared))
+        return _word(next((r for r in known if r.value is not None), UNKNOWN))
+
+    def usage(self, field: str) -> Reading:
+        name, now_s = self.provider.name, self.directory.now_s
+        return self.registry.usages.reading(name, field, now_s, is_provider=True)
 
     def endpoint_hour_usd(self) -> float:
         tariff = self.directory.tariffs.of(self.provider.name)
@@ -194,7 +186,11 @@ class _Words:
         if tariff is None:
             return UNKNOWN
         age_s = self.directory.now_s - tariff.at_s
-        return Reading(tariff.price.per_million_requests_usd, age_s, tariff.source)
+        source = self.provider.price_source
+        look_s = source.options.get("refresh_s") if source is not None else None
+        stale = age_s > VALID_LOOKS * (look_s or PRICE_LOOK_S)
+        usd = tariff.price.per_million_requests_usd
+        return Reading(usd, age_s, tariff.source, stale=stale)
 
     @property
     def _row(self) -> int:
@@ -206,12 +202,13 @@ class _Words:
         return Reading(float(value), float(self.orca.age_s[self._row]), "provider")
 
     def _estimate(self, name: str) -> Reading:
-        status = self.estimates.of.get(self.provider.name)
-        return (
-            UNKNOWN
-            if status is None
-            else Reading(getattr(status, name), self.estimates.age_s, "engine")
-        )
+        status, age_s = self.estimates.of.get(self.provider.name), self.estimates.age_s
+        if status is None:
+            return UNKNOWN
+        value, sigma_ratio = getattr(status, name), status.sigma_ratio
+        error = value * sigma_ratio if math.isfinite(sigma_ratio) else None
+        old = age_s is not None and age_s > VALID_TICKS * self.directory.mesh.engine.tick_s
+        return Reading(value, age_s, "engine", standard_error=error, stale=old)
 
 
 def _provider(
@@ -233,6 +230,8 @@ def _provider(
         capacity_rps=words.capacity_rps(),
         price_per_million_usd=price,
         cost_usd_per_h=_cost(seen.rps, price, hourly_usd),
+        cpu_ratio=words.usage("cpu_ratio"),
+        memory_bytes=words.usage("memory_bytes"),
     )
 
 
@@ -241,32 +240,27 @@ def _cost(rps: Reading, price: Reading, hourly_usd: float) -> Reading:
     if rps.value is None or price.value is None:
         return UNKNOWN
     ages = [r.age_s for r in (rps, price) if r.age_s is not None]
-    usd = rps.value * 3600.0 * price.value / 1e6 + hourly_usd
-    return Reading(usd, max(ages, default=None), "derived")
+    usd_per_rps = 3600.0 * price.value / 1e6
+    error = rps.standard_error
+    return Reading(
+        rps.value * usd_per_rps + hourly_usd,
+        max(ages, default=None),
+        "derived",
+        rps.samples,
+        None if error is None else error * usd_per_rps,
+        stale=rps.stale or price.stale,
+    )
 
 
-def _costs(window: PairWindow, prices: Mapping[ProviderName, Reading]) -> dict[NodeId, Reading]:
-    """Return what each node's requests cost per hour; of priced providers only."""
-    usd: dict[NodeId, float] = {}
-    age_s: dict[NodeId, float] = {}
-    rates = window.requests / window.covered_s.clip(min=1e-9)
-    for p in range(len(rates)):
-        node = window.nodes[window.node_row[p]]
-        price = prices.get(window.providers[window.provider_row[p]], UNKNOWN).value
-        if price is not None:
-            usd[node] = usd.get(node, 0.0) + float(rates[p]) * 3600.0 * price / 1e6
-            age_s[node] = max(age_s.get(node, 0.0), float(window.age_s[p]))
-    return {node: Reading(value, age_s[node], "derived") for node, value in usd.items()}
-
-
-def _healthy_hosts(registry: Registry, now_s: float) -> dict[ProviderName, Reading]:
+def _healthy_hosts(registry: Registry, now_s: float, valid_s: float) -> dict[ProviderName, Reading]:
     """Return the fewest healthy hosts that any sidecar counts, by provider."""
     fewest: dict[ProviderName, Reading] = {}
     for node_id in registry.nodes:
         for name, seen in registry.hosts(node_id).items():
             before = fewest.get(name)
             if before is None or before.value is None or seen.healthy < before.value:
-                fewest[name] = Reading(seen.healthy, now_s - seen.at_s, "sidecars")
+                age_s = now_s - seen.at_s
+                fewest[name] = Reading(seen.healthy, age_s, "sidecars", stale=age_s > valid_s)
     return fewest
 
 
@@ -278,27 +272,31 @@ def _provider_health(endpoints: tuple[EndpointStatus, ...], hosts: Reading) -> s
     return "ok" if hosts.value > 0.0 else "unhealthy"
 
 
-def _instance_health(seen: Traffic, telemetry_age_s: float) -> str:
-    if telemetry_age_s > STALE_S:
-        return "no telemetry"
-    failing = (seen.error_ratio.value or 0.0) >= FAILING_RATIO
-    return "failing" if failing else "ok"
-
-
-def _windows(registry: Registry, now_s: float) -> tuple[PairWindow, PairWindow]:
+def both_windows(registry: Registry, now_s: float) -> tuple[PairWindow, PairWindow]:
+    """Return the window of rates, latency and errors, and the longer one of availability."""
     return registry.window(now_s, SIGNAL_SLOTS), registry.window(now_s, SLOTS - 1)
 
 
 def _first(*readings: Reading) -> Reading:
-    return next((r for r in readings if r.value is not None), UNKNOWN)
+    """Return the first that is valid, else the first that there is."""
+    known = [r for r in readings if r.value is not None]
+    return next((r for r in known if not r.stale), known[0] if known else UNKNOWN)
 
 
 def _declared(value: float | None) -> Reading:
     return UNKNOWN if value is None else Reading(value, None, DECLARED)
 
 
-def _said(said: Said | None, now_s: float) -> Reading:
-    return UNKNOWN if said is None else Reading(said.value, now_s - said.at_s, "lease")
+def _said(said: Said | None, now_s: float, valid_s: float = math.inf) -> Reading:
+    if said is None:
+        return UNKNOWN
+    age_s = now_s - said.at_s
+    return Reading(said.value, age_s, "lease", stale=age_s > valid_s)
+
+
+def _word(reading: Reading) -> Reading:
+    """Return what is said and not measured: chance has no part in it."""
+    return replace(reading, standard_error=0.0) if reading.value is not None else reading
 
 
 def _or_declared(said: Locality, declared: Locality) -> Locality:
@@ -307,10 +305,6 @@ def _or_declared(said: Locality, declared: Locality) -> Locality:
         said.zone or declared.zone,
         said.sub_zone or declared.sub_zone,
     )
-
-
-def _locality(node: Node) -> Locality:
-    return Locality(node.locality_region, node.locality_zone, node.locality_sub_zone)
 
 
 def services_of(views: tuple[ServiceView, ...], name: ServiceName) -> tuple[ServiceView, ...]:

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from xds_server.core.chance import quantile_error_s, rate_error, ratio_error
 from xds_server.core.histogram import quantile_s
 from xds_server.model.services import UNKNOWN, Reading, Traffic
 from xds_server.model.telemetry import LATENCY_BUCKETS_MS, Floats, Ints, PairWindow
@@ -26,11 +28,13 @@ def by_node(window: PairWindow) -> tuple[tuple[str, ...], Ints]:
     return window.nodes, window.node_row
 
 
-def traffic(window: PairWindow, long: PairWindow, rows: Rows) -> dict[str, Traffic]:
+def traffic(
+    window: PairWindow, long: PairWindow, rows: Rows, valid_s: float = math.inf
+) -> dict[str, Traffic]:
     """Sum pairs by name.
 
     ``window`` gives rates, latency and errors; ``long`` gives availability, since few requests
-    say little of it.
+    say little of it. Older than ``valid_s`` a value is stale.
     """
     names, row = rows(window)
     count = len(names)
@@ -43,22 +47,30 @@ def traffic(window: PairWindow, long: PairWindow, rows: Rows) -> dict[str, Traff
     # As old as the oldest of what was added up.
     age_s = np.full(count, -np.inf)
     np.maximum.at(age_s, row, window.age_s)
-    requests = total(window.requests)
+    covered_s = np.maximum(window.covered_s, 1e-9)
+    requests, unknown = total(window.requests), np.full(count, np.nan)
     columns = {
-        "rps": total(window.requests / np.maximum(window.covered_s, 1e-9)),
-        "in_flight": total(window.active),
-        "latency_p50_ms": 1e3 * quantile_s(hist, _BOUNDS_S, 0.50),
-        "latency_p95_ms": 1e3 * quantile_s(hist, _BOUNDS_S, 0.95),
-        "latency_p99_ms": 1e3 * quantile_s(hist, _BOUNDS_S, 0.99),
+        "rps": _Column(
+            total(window.requests / covered_s),
+            requests,
+            rate_error(total(window.requests / covered_s**2), max(window.window_s, 1e-9)),
+        ),
+        "in_flight": _Column(total(window.active), unknown, unknown),
         "error_ratio": _ratio(total(window.errors), requests),
     }
-    available = _availability(long, rows)
+    for name, q in (("p50", 0.50), ("p95", 0.95), ("p99", 0.99)):
+        columns[f"latency_{name}_ms"] = _Column(
+            1e3 * quantile_s(hist, _BOUNDS_S, q),
+            hist.sum(axis=1),
+            1e3 * quantile_error_s(hist, _BOUNDS_S, q),
+        )
+    available, long_row = _availability(long, rows), {n: i for i, n in enumerate(rows(long)[0])}
     return {
         name: Traffic(
             window.window_s,
             long.window_s,
-            availability_ratio=_reading(available.get(name, math.nan), age_s[i]),
-            **{key: _reading(values[i], age_s[i]) for key, values in columns.items()},
+            availability_ratio=available.reading(long_row.get(name, -1), age_s[i], valid_s),
+            **{key: column.reading(i, age_s[i], valid_s) for key, column in columns.items()},
         )
         for i, name in enumerate(names)
     }
@@ -69,23 +81,45 @@ def no_traffic(window: PairWindow, long: PairWindow) -> Traffic:
     return Traffic(window.window_s, long.window_s, *[UNKNOWN] * 7)
 
 
-def _availability(window: PairWindow, rows: Rows) -> dict[str, float]:
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """One kind of value of all names, with what is behind each; NaN where that is not known."""
+
+    values: Floats
+    samples: Floats
+    errors: Floats
+
+    def reading(self, i: int, age_s: float, valid_s: float) -> Reading:
+        """Return the value of that row; unknown where there is none, and for row -1."""
+        if i < 0 or not math.isfinite(self.values[i]):
+            return UNKNOWN
+        return Reading(
+            float(self.values[i]),
+            _known(age_s),
+            SIDECARS,
+            _known(self.samples[i]),
+            _known(self.errors[i]),
+            stale=bool(age_s > valid_s),
+        )
+
+
+def _availability(window: PairWindow, rows: Rows) -> _Column:
     names, row = rows(window)
     errors = np.bincount(row, window.errors, len(names)).astype(np.float64)
     attempts = np.bincount(row, window.requests, len(names)).astype(np.float64)
-    return dict(zip(names, (1.0 - _ratio(errors, attempts)).tolist(), strict=True))
+    failing = _ratio(errors, attempts)
+    return _Column(1.0 - failing.values, failing.samples, failing.errors)
 
 
-def _ratio(errors: Floats, attempts: Floats) -> Floats:
+def _ratio(errors: Floats, attempts: Floats) -> _Column:
     """Failures by attempts; NaN without any.
 
     A failure is counted when it ends, its attempt when it began: a window can hold more.
     """
     ratio = np.minimum(errors / np.maximum(attempts, 1.0), 1.0)
-    return np.where((attempts > 0.0) | (errors > 0.0), ratio, np.nan)
+    there = (attempts > 0.0) | (errors > 0.0)
+    return _Column(np.where(there, ratio, np.nan), attempts, ratio_error(errors, attempts))
 
 
-def _reading(value: float, age_s: float) -> Reading:
-    if not math.isfinite(value):
-        return UNKNOWN
-    return Reading(float(value), float(age_s) if math.isfinite(age_s) else None, SIDECARS)
+def _known(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
