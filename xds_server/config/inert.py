@@ -4,10 +4,6 @@ from collections.abc import Iterator
 
 from xds_server.model.topology import EngineSettings, Mesh
 
-_NO_SOURCE = {
-    "read_ratio": "no telemetry tells methods apart yet",
-}
-
 
 def inert_keys(mesh: Mesh) -> tuple[str, ...]:
     """Return one line per key that nothing acts on yet: "key: what will use it"."""
@@ -18,7 +14,9 @@ def _without_source(mesh: Mesh) -> dict[str, str]:
     """Return the keys of behaviour that nothing measures, with what would."""
     sources = mesh.usage
     measured = [s for s in sources if "node_label" in s.options or "processes" in s.options]
-    lacking = dict(_NO_SOURCE)
+    lacking = {}
+    if not mesh.telemetry.access_log_sample_ratio:
+        lacking["read_ratio"] = "telemetry.access_log_sample_ratio is 0, so nothing measures it"
     for key, query in (("cpu_ratio", "cpu_query"), ("memory_bytes", "memory_query")):
         if not any("processes" in s.options or query in s.options for s in measured):
             lacking[key] = "no entry of `usage` measures it for instances"

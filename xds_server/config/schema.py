@@ -48,10 +48,12 @@ class EngineSection(Section):
 
 
 class TelemetrySection(Section):
-    """How often sidecars report."""
+    """What sidecars report, and how often."""
 
     stats_flush_interval_s: Annotated[float, Field(ge=0.1, le=300.0)] = 1.0
     load_report_interval_s: Annotated[float, Field(ge=0.1, le=300.0)] = 10.0
+    sink: Literal["metrics_service", "open_telemetry"] = "metrics_service"
+    access_log_sample_ratio: Ratio = 0.0
 
 
 class LocalitySection(Section):

@@ -47,6 +47,7 @@ from xds_server.model.topology import (
     Scale,
     ServerSettings,
     Service,
+    StatsSink,
     TelemetrySettings,
     TlsSettings,
     UsageSource,
@@ -67,7 +68,9 @@ def translate(file: MeshFile) -> Mesh:
         name=file.mesh,
         mode=Mode(file.mode),
         engine=EngineSettings(**engine),
-        telemetry=TelemetrySettings(**file.telemetry.model_dump()),
+        telemetry=TelemetrySettings(
+            **file.telemetry.model_dump() | {"sink": StatsSink(file.telemetry.sink)}
+        ),
         services={
             name: Service(name, tuple(_provider(n, name, p) for n, p in s.providers.items()))
             for name, s in file.services.items()

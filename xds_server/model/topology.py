@@ -173,12 +173,21 @@ class EngineSettings:
     cluster_drain_s: float = 5.0
 
 
+class StatsSink(StrEnum):
+    """By which of Envoy's sinks sidecars report their statistics."""
+
+    METRICS_SERVICE = "metrics_service"
+    OPEN_TELEMETRY = "open_telemetry"
+
+
 @dataclass(frozen=True, slots=True)
 class TelemetrySettings:
-    """How often sidecars report."""
+    """What sidecars report, and how often."""
 
     stats_flush_interval_s: float = 1.0
     load_report_interval_s: float = 10.0
+    sink: StatsSink = StatsSink.METRICS_SERVICE
+    access_log_sample_ratio: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from typing import Any, Final, TypeAlias
 
 from xds_server.model.telemetry import LATENCY_BUCKETS_MS
-from xds_server.model.topology import Address, Mesh
+from xds_server.model.topology import Address, Mesh, StatsSink
 from xds_server.resources.common import parse_address
 from xds_server.resources.runtime import LAYER
 
@@ -91,7 +91,7 @@ def render_bootstrap(
         },
         "stats_flush_interval": f"{mesh.telemetry.stats_flush_interval_s:g}s",
         "stats_config": _stats_config(),
-        "stats_sinks": [_sink()],
+        "stats_sinks": [_sink(mesh.telemetry.sink, application, node_id)],
         "overload_manager": _overload(int(chosen.get("max_connections", "50000"))),
     }
 
@@ -263,8 +263,10 @@ def _stats_config() -> Json:
     }
 
 
-def _sink() -> Json:
+def _sink(sink: StatsSink, application: str, node_id: str) -> Json:
     """Cumulative counters: what is lost with a message is in the next one."""
+    if sink is StatsSink.OPEN_TELEMETRY:
+        return _open_telemetry(application, node_id)
     kind = "envoy.config.metrics.v3.MetricsServiceConfig"
     return {
         "name": "envoy.stat_sinks.metrics_service",
@@ -275,6 +277,31 @@ def _sink() -> Json:
             "report_counters_as_deltas": False,
             "emit_tags_as_labels": True,
             "histogram_emit_mode": "HISTOGRAM",
+        },
+    }
+
+
+def _open_telemetry(application: str, node_id: str) -> Json:
+    """OTLP says nothing of the node by itself, so a resource attribute has its id."""
+    kind = "envoy.extensions.stat_sinks.open_telemetry.v3.SinkConfig"
+    detectors = "envoy.extensions.tracers.opentelemetry.resource_detectors.v3"
+    static = {
+        "name": "envoy.tracers.opentelemetry.resource_detectors.static_config",
+        "typed_config": {
+            "@type": f"type.googleapis.com/{detectors}.StaticConfigResourceDetectorConfig",
+            "attributes": {"service.name": application, "service.instance.id": node_id},
+        },
+    }
+    return {
+        "name": "envoy.stat_sinks.open_telemetry",
+        "typed_config": {
+            "@type": f"type.googleapis.com/{kind}",
+            "grpc_service": _grpc(),
+            "report_counters_as_deltas": False,
+            "report_histograms_as_deltas": False,
+            "emit_tags_as_attributes": True,
+            "use_tag_extracted_name": True,
+            "resource_detectors": [static],
         },
     }
 

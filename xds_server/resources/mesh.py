@@ -98,7 +98,8 @@ class MeshResources:
         if found is None:
             if len(self._listeners) >= LISTENERS_MAX:
                 self._listeners.clear()
-            found = type_snapshot(listener(name, address) for name, address in wanted)
+            settings = self.mesh.telemetry
+            found = type_snapshot(listener(name, address, settings) for name, address in wanted)
             self._listeners[wanted] = found
         return found
 
