@@ -1,37 +1,68 @@
-"""How long one decision takes: evaluate to encoded weights, beside the least it could cost.
+"""How long one decision takes, from the window that was measured to bytes for sidecars.
 
-``python -m bench.tick [--size S|M|L] [--json]``. The floor is six bare passes of softmax and
-bincount over the same arrays in the same run: what the solver's iterations must at least do.
+``python -m bench.tick [--size S|M|L] [--json]``. Times the engine's own tick (evaluate,
+bottlenecks, generate, simulate, select, deploy, learn) over a synthetic mesh, with the real
+publisher that encodes what changed. Beside it the floor in the same run: six bare passes of
+softmax and bincount over the same arrays, what six iterations of any such solver must do.
 """
 
 import argparse
+import gc
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xds_server.core import limits, solver
+from xds_server.cache.publisher import Publisher
+from xds_server.core import latency, solver
 from xds_server.core.latency import Stations
-from xds_server.core.tables import Floats, Pairs
+from xds_server.core.tables import Floats
+from xds_server.engine.loop import Tick, tick
+from xds_server.engine.problem import build_problem
+from xds_server.engine.state import EngineState, initial_state
+from xds_server.engine.types import Group
+from xds_server.model.ids import GroupKey, Locality
+from xds_server.model.telemetry import LATENCY_BUCKETS_MS, PairWindow, ProviderLoad
+from xds_server.model.template import Call, Profile, Template
+from xds_server.model.topology import (
+    Address,
+    Application,
+    Capacity,
+    EngineSettings,
+    Mesh,
+    Mode,
+    Price,
+    Provider,
+    ServerSettings,
+    Service,
+    TelemetrySettings,
+)
+from xds_server.resources.mesh import MeshResources
 
 SIZES = {"S": (200, 40), "M": (2_000, 200), "L": (10_000, 1_000)}
 PER_ROUTE = 10
 CURVE = (1_000, 10_000, 100_000, 1_000_000)
-TICKS = 30
+TICKS = 40
 FLOOR_PASSES = 6
+CALLS = 10
+"""Services that one application calls, and so routes of one group."""
+REGIONS = 4
+LOAD_RATIO = 0.6
+_BOUNDS_S = np.array(LATENCY_BUCKETS_MS) / 1e3
 
 
 def main() -> None:
     """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--size", choices=SIZES, default="L")
+    parser.add_argument("--ticks", type=int, default=TICKS)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--no-curve", action="store_true", help="only the one size")
     options = parser.parse_args()
-    routes, providers = SIZES[options.size]
-    result = measure(routes, providers)
+    result = measure(*SIZES[options.size], options.ticks)
     result["size"] = options.size
     result["machine"] = f"{platform.machine()}, Python {platform.python_version()}"
     if not options.no_curve:
@@ -46,94 +77,220 @@ def main() -> None:
 def measure(routes: int, providers: int, ticks: int = TICKS) -> dict[str, object]:
     """Run a drifting mesh for that many ticks; times in milliseconds."""
     world = World(routes, providers)
-    world.tick()  # the first is cold
-    times = [timed_ms(world.tick) for _ in range(ticks)]
-    floors = [timed_ms(world.floor) for _ in range(max(5, ticks // 3))]
+    for _ in range(3):  # the first are cold: models start, maps are made
+        world.tick()
+    floors, times, found = [], [], []
+    for _ in range(ticks):
+        world.drift()
+        floors.append(timed_ms(world.floor))
+        times.append(timed_ms(lambda: found.append(world.tick())))
     p50, p99 = np.percentile(times, [50, 99])
+    floor = float(np.median(floors))
     return {
-        "pairs": len(world.pairs.route),
+        "pairs": len(world.state.problem.pairs.route),
         "p50_ms": round(float(p50), 2),
         "p99_ms": round(float(p99), 2),
-        "floor_ms": round(float(np.median(floors)), 2),
-        "floor_ratio": round(float(p50 / np.median(floors)), 2),
-        "gap_ratio": world.worst_gap,
-        "iterations": round(float(np.mean(world.iterations)), 1),
+        "floor_ms": round(floor, 2),
+        "floor_ratio": round(float(p50) / floor, 2),
+        "gap_ratio": float(f"{max(t.decision.gap_ratio for t in found):.2e}"),
+        "iterations": round(float(np.mean([t.decision.iterations for t in found])), 1),
+        "routes_moved": round(float(np.mean([moved(t) for t in found])), 1),
     }
+
+
+def moved(done: Tick) -> int:
+    """How many routes got other weights."""
+    return int((done.decision.move > 0).sum())
 
 
 def curve_point(pairs: int) -> float:
     """p50 of a tick over that many pairs, ms."""
-    found = measure(pairs // PER_ROUTE, max(10, pairs // 100), ticks=7)
+    found = measure(pairs // PER_ROUTE, max(20, pairs // 100), ticks=7)
     return float(str(found["p50_ms"]))
 
 
 def timed_ms(call: Callable[[], object]) -> float:
-    """Wall time of one call, ms."""
+    """Wall time of one call, ms; garbage of the bench itself is collected outside of it."""
+    gc.collect(0)
     begun = time.perf_counter()
     call()
     return 1e3 * (time.perf_counter() - begun)
 
 
+@dataclass(frozen=True, slots=True)
+class _Truth:
+    """Stations that answer; another seed than the engine's priors."""
+
+    stations: Stations
+    price_per_million_usd: Floats
+
+
 class World:
-    """Random routes over random providers at 60 % load; demand and costs drift each tick."""
+    """Applications that call ten services each, of ten providers each, at 60 % load."""
 
     def __init__(self, routes: int, providers: int) -> None:
         self.rng = np.random.default_rng(1)
-        rng = self.rng
-        # Ten different providers per route: a random start and random gaps around the ring.
-        gaps = rng.integers(1, max(2, providers // PER_ROUTE + 1), (routes, PER_ROUTE))
-        columns = (rng.integers(0, providers, (routes, 1)) + gaps.cumsum(axis=1)) % providers
-        self.pairs = Pairs(
-            np.repeat(np.arange(routes), PER_ROUTE), columns.ravel(), routes, providers
+        self.mesh, groups = _mesh(self.rng, routes, providers)
+        endpoints = {p.name: p.endpoints for p in self.mesh.providers.values()}
+        problem = build_problem(self.mesh, endpoints, groups)
+        self.state: EngineState = initial_state(problem)
+        self.publisher = Publisher(self.mesh, MeshResources(self.mesh, endpoints))
+        count = len(problem.providers)
+        servers = self.rng.integers(4, 32, count).astype(float)
+        service_s = self.rng.uniform(0.005, 0.05, count)
+        ones = np.ones(count)
+        self.truth = _Truth(
+            Stations(service_s, servers, ones, ones, 2.0 * ones),
+            self.rng.uniform(0.1, 2.0, count),
         )
-        count = routes * PER_ROUTE
-        self.service_s = rng.uniform(0.005, 0.05, providers)
-        self.servers = rng.integers(4, 64, providers).astype(float)
-        self.allowed = rng.random(count) < 0.95
-        self.allowed[::PER_ROUTE] = True
-        self.shares = limits.onto_allowed(self.pairs, np.ones(count), self.allowed)
-        capacity = (self.servers / self.service_s).sum()
-        self.demand = rng.uniform(0.5, 2.0, routes)
-        self.demand *= 0.6 * capacity / self.demand.sum()
-        self.fixed_ms = rng.uniform(0.0, 20.0, count)
-        self.tau_ms = np.full(routes, 25.0)
-        self.iterations: list[int] = []
-        self.worst_gap = 0.0
-
-    def stations(self) -> Stations:
-        """The providers' models."""
-        ones = np.ones(len(self.servers))
-        return Stations(self.service_s, self.servers, ones, ones, 2.0 * ones)
-
-    def tick(self) -> Floats:
-        """Solve, bound, quantise."""
-        self.demand *= self.rng.lognormal(0.0, 0.05, len(self.demand))
-        self.service_s *= self.rng.lognormal(0.0, 0.02, len(self.service_s))
-        found = solver.solve(
-            self.pairs,
-            self.allowed,
-            self.shares,
-            self.demand,
-            self.fixed_ms,
-            self.tau_ms,
-            self.stations(),
+        self.demand = self.rng.uniform(0.5, 2.0, len(problem.routes))
+        # Each service's demand is scaled to its providers: a mesh that can carry its load.
+        row = {
+            p.name: s
+            for s, service in enumerate(self.mesh.services.values())
+            for p in service.providers
+        }
+        service_of = np.array([row[name] for name in problem.providers])
+        of_route = service_of[problem.pairs.provider[problem.pairs.starts]]
+        capacity = np.bincount(service_of, servers / service_s)
+        asked = np.bincount(of_route, self.demand, len(capacity))
+        self.demand *= (LOAD_RATIO * capacity / np.maximum(asked, 1e-9))[of_route]
+        self.now_s = 0.0
+        rows = len(problem.pairs.route)
+        self.nodes = tuple(node for g in groups for node in sorted(g.nodes))
+        self.node_row = np.array(
+            _node_rows(self.state, self.nodes),
+            dtype=np.int64,
         )
-        self.iterations.append(found.iterations)
-        self.worst_gap = max(self.worst_gap, found.gap_ratio)
-        floor = np.full(len(self.shares), 0.002)
-        wanted = limits.with_floor(self.pairs, found.shares, self.allowed, floor)
-        self.shares = limits.limit_shift(self.pairs, self.shares, wanted, 0.25)
-        return limits.to_weights(self.pairs, self.shares).astype(float)
+        self.provider_row = problem.pairs.provider.copy()
+        self.window = self._observe(rows)
+
+    def drift(self) -> None:
+        """Demand and service times move a little; new counts arrive."""
+        self.demand *= self.rng.lognormal(0.0, 0.02, len(self.demand))
+        stations = self.truth.stations
+        service_s = stations.service_s * self.rng.lognormal(0.0, 0.01, len(stations.service_s))
+        self.truth = replace(self.truth, stations=replace(stations, service_s=service_s))
+        self.window = self._observe(len(self.provider_row))
+
+    def tick(self) -> Tick:
+        """One tick of the engine, weights published."""
+        self.now_s += 1.0
+        providers = self.state.problem.providers
+        blank = np.full(len(providers), np.nan)
+        rps = np.bincount(self.provider_row, self.window.requests, len(providers)) / 2.0
+        busy = np.minimum(latency.utilisation_ratio(self.truth.stations, rps), 1.0)
+        load = ProviderLoad(providers, busy, blank, self.truth.price_per_million_usd, blank)
+        return tick(
+            self.state,
+            self.window,
+            load,
+            self.publisher,
+            self.mesh.engine,
+            self.mesh.mode,
+            now_s=self.now_s,
+            elapsed_s=1.0,
+        )
 
     def floor(self) -> Floats:
         """What six iterations cost at the very least."""
-        rps = np.zeros(self.pairs.providers)
-        demand = self.demand[self.pairs.route]
+        pairs = self.state.problem.pairs
+        rps, cost = np.zeros(pairs.providers), np.ones(len(pairs.route))
+        demand, allowed = self.demand[pairs.route], self.state.problem.allowed
         for _ in range(FLOOR_PASSES):
-            logits = -(self.fixed_ms + rps[self.pairs.provider]) / self.tau_ms[self.pairs.route]
-            shares, _ = solver.softmax_by_route(self.pairs, logits, self.allowed)
-            rps = self.pairs.sum_by_provider(demand * shares)
+            shares, _ = solver.softmax_by_route(
+                pairs, -(cost + rps[pairs.provider]) / 25.0, allowed
+            )
+            rps = pairs.sum_by_provider(demand * shares)
         return rps
+
+    def _observe(self, rows: int) -> PairWindow:
+        problem = self.state.problem
+        rates = self.demand[problem.pairs.route] * self.state.shares
+        count = self.rng.poisson(2.0 * rates).astype(float)
+        load = problem.pairs.sum_by_provider(rates)
+        answered = np.minimum(1.0, 1.0 / latency.utilisation_ratio(self.truth.stations, load))
+        responses = count * answered[problem.pairs.provider]
+        mean = latency.mean_s(self.truth.stations, load)
+        seen = mean[problem.pairs.provider] * self.rng.lognormal(0.0, 0.05, rows)
+        hist = np.zeros((rows, len(_BOUNDS_S) + 1))
+        bucket = np.searchsorted(_BOUNDS_S, seen)
+        hist[np.arange(rows), bucket] = 0.7 * responses
+        hist[np.arange(rows), np.minimum(bucket + 1, len(_BOUNDS_S))] += 0.3 * responses
+        zeros = np.zeros(rows)
+        return PairWindow(
+            window_s=2.0,
+            nodes=self.nodes,
+            providers=problem.providers,
+            node_row=self.node_row,
+            provider_row=self.provider_row,
+            covered_s=np.full(rows, 2.0),
+            requests=count,
+            errors=zeros,
+            latency_sum_s=responses * seen,
+            latency_count=responses,
+            latency_hist=hist,
+            active=zeros,
+            rx_bytes=2000.0 * count,
+            tx_bytes=100.0 * count,
+            age_s=np.full(rows, 0.1),
+        )
+
+
+def _node_rows(state: EngineState, nodes: tuple[str, ...]) -> list[int]:
+    """Row of the one node of each pair's group."""
+    at = {node: i for i, node in enumerate(nodes)}
+    problem = state.problem
+    of_group = {key: at[next(iter(g.nodes))] for key, g in problem.groups.items()}
+    by_route = [of_group[route.group] for route in problem.routes]
+    return [by_route[r] for r in problem.pairs.route]
+
+
+def _mesh(rng: np.random.Generator, routes: int, providers: int) -> tuple[Mesh, list[Group]]:
+    services: dict[str, Service] = {}
+    for s in range(max(1, providers // PER_ROUTE)):
+        offered = tuple(
+            Provider(
+                f"s{s}-p{p}",
+                f"s{s}",
+                locality=Locality(f"region-{p % REGIONS}"),
+                endpoints=(Address("127.0.0.1", 9000),),
+                capacity=Capacity(float(rng.uniform(200, 2000)), int(rng.integers(4, 32))),
+                price=Price(float(rng.uniform(0.1, 2.0)), egress_per_gib_usd=0.01),
+            )
+            for p in range(PER_ROUTE)
+        )
+        services[f"s{s}"] = Service(f"s{s}", offered)
+    names = list(services)
+    calls = min(CALLS, len(names))
+    profile = Profile("steady", latency_p95_s=0.3)
+    templates, applications, groups = {}, {}, []
+    for g in range(max(1, routes // calls)):
+        t = g % max(1, len(names) // calls)
+        if t not in templates:
+            chosen = names[t * calls : (t + 1) * calls]
+            templates[t] = Template(
+                f"t{t}",
+                tuple(Call(name, f"127.0.0.1:{15000 + i}") for i, name in enumerate(chosen)),
+                (profile,),
+            )
+            applications[f"a{t}"] = Application(f"a{t}", templates[t])
+        where = Locality(f"region-{g % REGIONS}", f"zone-{g}")
+        groups.append(
+            Group(GroupKey(f"a{t}", "steady", where), frozenset({f"n{g}"}), f"t{t}", None, 0.0)
+        )
+    declared: Mapping[str, Template] = {t.name: t for t in templates.values()}
+    mesh = Mesh(
+        "bench",
+        Mode.ENFORCE,
+        EngineSettings(),
+        TelemetrySettings(),
+        services,
+        declared,
+        applications,
+        ServerSettings(),
+    )
+    return mesh, groups
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ class Publisher:
         self._mesh, self._resources = mesh, resources
         if mesh.mode is not Mode.ENFORCE:
             self._weights.overlay = _NO_OVERLAY
-        self._encode(self._weights.overlay)
+        self._encode(self._weights.overlay, anew=True)
         for node_id, handles in self._nodes.items():
             self._readiness.offer(node_id, self._clusters(handles[-1].node), now_s)
         self._refresh(self._handles)
@@ -328,22 +328,28 @@ class Publisher:
             wanted.append((listener_name(node.application, service), address))
         return self._resources.listeners(tuple(wanted))
 
-    def _encode(self, overlay: Overlay) -> None:
-        """Encode the weights of all groups; unchanged ones keep their objects."""
+    def _encode(self, overlay: Overlay, *, anew: bool = False) -> None:
+        """Encode the weights of all groups; unchanged ones keep their objects.
+
+        A group whose very mapping was encoded before is not looked at, unless ``anew``.
+        """
         by_shape: dict[tuple[str, str], dict[GroupKey, Mapping[str, Mapping[str, int]]]] = {}
+        before = self._weights
+        encoded: dict[GroupKey, Encoded] = {}
         for group, weights in overlay.weights.items():
-            if group.application in self._mesh.applications:
+            old = before.encoded.get(group)
+            if old is not None and not anew and before.overlay.weights.get(group) is weights:
+                encoded[group] = old
+            elif group.application in self._mesh.applications:
                 template = self._resources.template_of(group.application, group.template)
                 by_shape.setdefault((group.application, template), {})[group] = weights
-        encoded: dict[GroupKey, Encoded] = {}
         for (application, template), asked in by_shape.items():
             parts = self._resources.of(application, template)
-            encoded |= encode(parts, asked, self._ttl_s, self._weights.epoch)
-        for group, old in self._weights.encoded.items():
-            if encoded.get(group) == old:
-                encoded[group] = old
-        self._weights.encoded = encoded
-        self._weights.variants = {}
+            for group, new in encode(parts, asked, self._ttl_s, before.epoch).items():
+                old = before.encoded.get(group)
+                encoded[group] = old if old is not None and old.same_as(new) else new
+        before.encoded = encoded
+        before.variants = {}
 
     @property
     def _ttl_s(self) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -9,20 +10,41 @@ from xds_server.model.ids import RDS, RTDS, GroupKey, ProviderName, ServiceName
 from xds_server.model.snapshot import Resource, TypeSnapshot
 from xds_server.model.versions import content_version, make_resource, type_snapshot
 from xds_server.resources.mesh import ApplicationResources, GrpcResources
-from xds_server.resources.route import RouteTemplate
 from xds_server.resources.runtime import LAYER
-from xds_server.resources.weights import validate_weights
+from xds_server.resources.weights import sound_weights, validate_weights
 
-Table = dict[ServiceName, dict[ProviderName, int]]
+Table = list[list[int]]  # by route, and by provider in the route's order
 Asked = Mapping[ServiceName, Mapping[ProviderName, int]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Encoded:
-    """One group's weights in both forms."""
+    """One group's weights: as a runtime layer, and in routes for who does not take that.
+
+    Most nodes take the layer, so routes are made when somebody asks for them.
+    """
 
     runtime: TypeSnapshot
-    routes: TypeSnapshot
+    parts: ApplicationResources
+    numbers: tuple[int, ...]  # in the order of ``parts.runtime.keys``
+    _routes: TypeSnapshot | None = None
+
+    @property
+    def routes(self) -> TypeSnapshot:
+        """RouteConfigurations with these weights inside."""
+        if self._routes is None:
+            rest = iter(self.numbers)
+            table = [[next(rest) for _ in route.providers] for route in self.parts.routes]
+            self._routes = type_snapshot(_routes(self.parts, [table])[0])
+        return self._routes
+
+    def same_as(self, other: "Encoded") -> bool:
+        """Whether a client that has one has the other."""
+        return (
+            self.runtime == other.runtime
+            and self.numbers == other.numbers
+            and self.parts.routes == other.parts.routes
+        )
 
 
 def encode(
@@ -42,13 +64,13 @@ def encode_masked(
 ) -> Encoded:
     """Encode weights for a node that may not use some of the providers yet."""
     table = _table(parts, "a node's weights", asked)
-    return encode_tables(parts, [_mask(table, masked)], ttl_s, epoch)[0]
+    return encode_tables(parts, [_mask(parts, table, masked)], ttl_s, epoch)[0]
 
 
 def baseline_masked(parts: ApplicationResources, masked: frozenset[ProviderName]) -> TypeSnapshot:
     """Routes with the operator's weights, but for a node that may not use some providers yet."""
-    table = {r.service: _baseline(r) for r in parts.routes}
-    return type_snapshot(_routes(parts, [_mask(table, masked)])[0])
+    table = [list(r.baseline) for r in parts.routes]
+    return type_snapshot(_routes(parts, [_mask(parts, table, masked)])[0])
 
 
 def encode_routes(parts: GrpcResources, asked: Asked) -> TypeSnapshot:
@@ -62,20 +84,23 @@ def encode_routes(parts: GrpcResources, asked: Asked) -> TypeSnapshot:
 def encode_tables(
     parts: ApplicationResources, tables: list[Table], ttl_s: float, epoch: int
 ) -> list[Encoded]:
-    """Encode one table per group, in both forms."""
-    runtimes, routes = _runtimes(parts, tables, ttl_s, epoch), _routes(parts, tables)
+    """Encode one table per group."""
+    flat = [tuple(chain.from_iterable(table)) for table in tables]
     return [
-        Encoded(type_snapshot((runtime,)), type_snapshot(per_group))
-        for runtime, per_group in zip(runtimes, routes, strict=True)
+        Encoded(type_snapshot((runtime,)), parts, numbers)
+        for runtime, numbers in zip(_runtimes(parts, flat, ttl_s, epoch), flat, strict=True)
     ]
 
 
-def _mask(table: Table, masked: frozenset[ProviderName]) -> Table:
+def _mask(
+    parts: ApplicationResources | GrpcResources, table: Table, masked: frozenset[ProviderName]
+) -> Table:
     """Without the masked; where nothing would be left, as it was."""
-    out = {}
-    for service, weights in table.items():
-        kept = {p: 0 if p in masked else w for p, w in weights.items()}
-        out[service] = kept if any(kept.values()) else weights
+    out = []
+    for route, weights in zip(parts.routes, table, strict=True):
+        named = zip(route.providers, weights, strict=True)
+        kept = [0 if p in masked else w for p, w in named]
+        out.append(kept if any(kept) else weights)
     return out
 
 
@@ -85,29 +110,28 @@ def _table(parts: ApplicationResources | GrpcResources, what: str, asked: Asked)
     After a reload the last plan may lack new providers and name ones that are gone: new
     ones wait at 0, and a route that only had gone ones is back at its baseline.
     """
-    table = {}
+    table = []
     for route in parts.routes:
         wanted = asked.get(route.service, {})
-        weights = {p: wanted.get(p, 0) for p in route.providers}
-        if not any(weights.values()):
-            if wanted and wanted.keys() == weights.keys():
-                validate_weights(f"{what} {route.service}", wanted, route.providers)
-            weights = _baseline(route)
-        validate_weights(f"{what} {route.service}", weights, route.providers)
-        table[route.service] = weights
+        if tuple(wanted) == route.providers:
+            weights = list(wanted.values())
+        else:
+            weights = [wanted.get(p, 0) for p in route.providers]
+            if not any(weights) and wanted.keys() != set(route.providers):
+                weights = list(route.baseline)
+        if not sound_weights(weights):
+            named = dict(zip(route.providers, weights, strict=True))
+            validate_weights(f"{what} {route.service}", named, route.providers)
+        table.append(weights)
     return table
 
 
-def _baseline(route: RouteTemplate) -> dict[ProviderName, int]:
-    return dict(zip(route.providers, route.baseline, strict=True))
-
-
 def _runtimes(
-    parts: ApplicationResources, tables: list[Table], ttl_s: float, epoch: int
+    parts: ApplicationResources, flat: list[tuple[int, ...]], ttl_s: float, epoch: int
 ) -> Iterable[Resource]:
-    keys = parts.runtime.keys
-    numbers = np.array([[t[s][p] for s, p in keys] for t in tables], dtype=np.float64)
-    bodies = parts.runtime.bytes_but_weights.fill(numbers.reshape(len(tables), len(keys)))
+    """Layers of every group; the keys of a layer follow the routes and their providers."""
+    numbers = np.array(flat, dtype=np.float64).reshape(len(flat), len(parts.runtime.keys))
+    bodies = parts.runtime.bytes_but_weights.fill(numbers)
     # A client may have dropped what expired, so an epoch counts as part of the content.
     return [
         Resource(RTDS, LAYER, f"{content_version(body)}-{epoch}", body, ttl_s) for body in bodies
@@ -119,9 +143,9 @@ def _routes(
 ) -> list[list[Resource]]:
     """RouteConfigurations of every group, with the weights inside."""
     per_group: list[list[Resource]] = [[] for _ in tables]
-    for route in parts.routes:
-        rows = [[t[route.service][p] for p in route.providers] for t in tables]
-        bodies = route.bytes_but_weights.fill(np.array(rows, dtype=np.int64))
+    for i, route in enumerate(parts.routes):
+        rows = np.array([table[i] for table in tables], dtype=np.int64)
+        bodies = route.bytes_but_weights.fill(rows.reshape(len(tables), len(route.providers)))
         for resources, body in zip(per_group, bodies, strict=True):
             resources.append(make_resource(RDS, route.name, body))
     return per_group

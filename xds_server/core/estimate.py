@@ -46,7 +46,12 @@ class LogFilter:
 
 
 def update(
-    state: LogFilter, measured: Floats, samples: Floats, cv2: Floats, elapsed_s: float
+    state: LogFilter,
+    measured: Floats,
+    samples: Floats,
+    cv2: Floats,
+    elapsed_s: float,
+    doubt: Floats | float = 0.0,
 ) -> tuple[LogFilter, Bools]:
     """Advance by ``elapsed_s`` and take in one measurement where there are samples.
 
@@ -55,6 +60,7 @@ def update(
     measured : (J,) logarithm of the measured mean; ignored where ``samples`` is 0
     samples : (J,) how many requests the mean is of, >= 0
     cv2 : (J,) squared coefficient of variation of one sample
+    doubt : (J,) variance of the measurement that no number of samples removes, beside the floor
 
     Returns
     -------
@@ -62,7 +68,7 @@ def update(
     """
     seen = (samples > 0.0) & np.isfinite(measured)
     drifted = state.variance + DRIFT_PER_S * elapsed_s
-    noise = cv2 / np.maximum(samples, 1.0) + MODEL_FLOOR
+    noise = cv2 / np.maximum(samples, 1.0) + MODEL_FLOOR + doubt
     innovation = np.where(seen, measured - state.mean, 0.0)
     z = innovation / np.sqrt(drifted + noise)
     slower = np.where(seen, np.maximum(state.slower + z - CUSUM_SLACK, 0.0), state.slower)

@@ -158,28 +158,48 @@ def marginal_s(stations: Stations, rps: Floats) -> tuple[Floats, Floats]:
 
 
 def infer_service_s(
-    observed_s: Floats, rps: Floats, servers: Floats, kappa: Floats, variability: Floats
+    observed_s: Floats, rps: Floats, capacity_rps: Floats, servers: Floats
 ) -> Floats:
     """Invert a station's T for the service time that explains ``observed_s`` at ``rps``.
 
-    T grows with the service time (directly, and through utilisation) and is never below
-    it, so the answer lies in (0, observed_s] and bisection finds it.
+    Where the capacity is known, the station has as many servers as that takes (Little's law,
+    c = capacity x s), and utilisation does not depend on s. Elsewhere it has ``servers``, and
+    its utilisation is part of the answer. T grows with s either way and is never below it, so the
+    answer lies in (0, observed_s] and bisection finds it.
 
     Parameters
     ----------
     observed_s : (J,) mean response time, s, > 0
     rps : (J,) rate at which it was observed, >= 0
-    servers, kappa, variability : (J,) as in ``Stations``
+    capacity_rps : (J,) rate at which utilisation is 1; NaN where unknown
+    servers : (J,) taken where the capacity is unknown
 
     Returns
     -------
     (J,) s
     """
     low, high = np.zeros_like(observed_s), observed_s.copy()
+    ones = np.ones_like(observed_s)
     for _ in range(_BISECTIONS):
-        middle = 0.5 * (low + high)
-        guess = Stations(np.maximum(middle, 1e-12), servers, kappa, variability, servers)
+        middle = np.maximum(0.5 * (low + high), 1e-9)
+        guess = station_of(middle, capacity_rps, servers, ones)
         slower = mean_s(guess, rps) > observed_s
         high = np.where(slower, middle, high)
         low = np.where(slower, low, middle)
     return 0.5 * (low + high)
+
+
+def station_of(
+    service_s: Floats,
+    capacity_rps: Floats,
+    servers: Floats,
+    tail_ratio: Floats,
+    power: PowerCurves | None = None,
+) -> Stations:
+    """Stations of that capacity where it is known, of that many servers elsewhere; (J,) each."""
+    known = np.isfinite(capacity_rps)
+    needed = np.where(known, capacity_rps * service_s, servers)
+    count = np.maximum(needed, 1.0)
+    # Fewer than one server is one that is slower than its own service time says.
+    kappa = np.where(known, needed / count, 1.0)
+    return Stations(service_s, count, kappa, np.ones_like(service_s), tail_ratio, power)

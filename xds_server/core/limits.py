@@ -57,12 +57,15 @@ def to_weights(pairs: Pairs, shares: Floats) -> Ints:
     weights = np.where((exact > 0.0) & (weights < 1.0), 1.0, weights)
     missing = np.where(served, WEIGHT_TOTAL - pairs.sum_by_route(weights), 0.0)
     # Rank each pair inside its route by the remainder, largest first.
-    order = np.lexsort((-(exact - np.floor(exact)), pairs.route))
+    # One sort key: the route, and within it how far the remainder is from 1.
+    order = np.argsort(pairs.route + 0.5 * (1.0 - (exact - np.floor(exact))), kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order)) - pairs.starts[pairs.route[order]]
     weights += (rank < missing[pairs.route]) & (exact >= 1.0)
     # What is still missing, or was taken by raising tiny shares to 1, is the largest's.
     rest = np.where(served, WEIGHT_TOTAL - pairs.sum_by_route(weights), 0.0)
-    order = np.lexsort((-weights, pairs.route))
-    weights[order[pairs.starts]] += rest
+    largest = weights >= pairs.max_by_route(weights)[pairs.route]
+    first = np.full(pairs.routes, len(weights), dtype=np.int64)
+    np.minimum.at(first, pairs.route[largest], np.flatnonzero(largest))
+    weights[first] += rest
     return weights.astype(np.int64)

@@ -73,14 +73,16 @@ class _Step:
         price, slope = 1e3 * marginal, np.maximum(1e3 * slope, _LEAST_SLOPE)
         logits = self.anchor - (self.fixed_ms + price[pairs.provider]) / self.tau_ms
         shares, log_total = softmax_by_route(pairs, logits, self.allowed)
-        answer = pairs.sum_by_provider(self.demand * shares)
+        flow = self.demand * shares
+        answer = pairs.sum_by_provider(flow)
         starts = pairs.starts
-        routes = float((self.demand * self.tau_ms)[starts] @ log_total)
+        # Sums, not dot products: a dot product wakes BLAS's threads for nothing.
+        routes = float(np.sum((self.demand * self.tau_ms)[starts] * log_total))
         here = 1e3 * rps * latency.mean_s(self.stations, rps) - price * rps
         there = 1e3 * answer * latency.mean_s(self.stations, answer) - price * answer
         gap = float(np.sum(there - here))
         scale = abs(float(np.sum(there + price * answer))) + abs(
-            float((self.demand * shares) @ self.fixed_ms)
+            float(np.sum(flow * self.fixed_ms))
         )
         return _Point(
             rps, price, slope, shares, answer, float(np.sum(here)) - routes, max(gap, 0.0), scale

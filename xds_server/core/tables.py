@@ -1,6 +1,6 @@
 """Routes and providers as one sparse matrix in CSR form."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -22,6 +22,7 @@ class Pairs:
     provider: Ints  # (P,) row of the provider, 0..J-1
     routes: int  # R
     providers: int  # J
+    starts: Ints = field(init=False, repr=False, compare=False)  # (R,) first pair of each route
 
     def __post_init__(self) -> None:
         if self.route.shape != self.provider.shape or self.route.ndim != 1:
@@ -29,17 +30,17 @@ class Pairs:
         steps = np.diff(self.route, prepend=-1, append=self.routes)
         if np.any(steps[:-1] < 0) or np.any(steps > 1):
             raise ValueError("pairs must be sorted by route, and every route needs one")
-        for column in (self.route, self.provider):
+        starts = np.flatnonzero(steps[:-1]).astype(np.int64)
+        object.__setattr__(self, "starts", starts)
+        for column in (self.route, self.provider, starts):
             column.flags.writeable = False
 
-    @property
-    def starts(self) -> Ints:
-        """(R,) first pair of each route."""
-        return np.searchsorted(self.route, np.arange(self.routes)).astype(np.int64)
-
-    def sum_by_route(self, values: Floats) -> Floats:
+    def sum_by_route(self, values: Floats | Ints) -> Floats:
         """(P,) -> (R,)."""
-        total: Floats = np.bincount(self.route, values, self.routes).astype(np.float64, copy=False)
+        if self.routes == 0:
+            return np.empty(0)
+        # Rows are sorted by route, so no row number has to be read.
+        total: Floats = np.add.reduceat(values, self.starts)
         return total
 
     def sum_by_provider(self, values: Floats) -> Floats:
@@ -48,6 +49,13 @@ class Pairs:
             np.float64, copy=False
         )
         return total
+
+    def any_by_route(self, flags: Bools) -> Bools:
+        """(P,) -> (R,)."""
+        if self.routes == 0:
+            return np.empty(0, dtype=bool)
+        some: Bools = np.logical_or.reduceat(flags, self.starts)
+        return some
 
     def max_by_route(self, values: Floats) -> Floats:
         """(P,) -> (R,)."""

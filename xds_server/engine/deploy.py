@@ -1,17 +1,21 @@
 """Stage 6: the plan as whole weights, handed over for publication."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from xds_server.core import limits
-from xds_server.core.tables import Floats, Ints
+from xds_server.core.tables import Bools, Floats, Ints, Pairs
 from xds_server.engine.types import Problem
 from xds_server.model.decision import Decision, Forecast
 from xds_server.model.ids import GroupKey
 from xds_server.model.snapshot import Overlay
 from xds_server.model.topology import Mode
+
+NOTHING = Overlay({})
+"""No weights: every sidecar is at its baseline."""
 
 
 class Actuator(Protocol):
@@ -34,6 +38,7 @@ class Deployment:
     shares: Floats  # (P,) commanded
     weights: Ints  # (P,) as published, or as they would be
     forecast: Forecast
+    overlay: Overlay  # in force; reused by the next
     published: bool
 
 
@@ -42,6 +47,7 @@ def deploy(
     decision: Decision,
     shares_now: Floats,
     weights_now: Ints,
+    overlay_now: Overlay,
     actuator: Actuator,
     *,
     mode: Mode,
@@ -52,23 +58,60 @@ def deploy(
     Renewal is what keeps an overlay alive in Envoy: it happens here, once a tick, so an
     engine that hangs loses its weights like one that died.
     """
-    weights = limits.to_weights(problem.pairs, decision.shares)
+    weights = _quantise(problem, decision.shares, shares_now, weights_now)
     if mode is not Mode.ENFORCE:
-        return Deployment(now_s, shares_now, weights, decision.hold, published=False)
-    changed = not np.array_equal(weights, weights_now)
-    if changed:
-        actuator.publish(to_overlay(problem, weights), now_s)
+        return Deployment(now_s, shares_now, weights, decision.hold, NOTHING, published=False)
+    changed = problem.pairs.any_by_route(weights != weights_now)
+    overlay = overlay_now
+    if changed.any():
+        overlay = to_overlay(problem, weights, changed, overlay_now)
+        actuator.publish(overlay, now_s)
     actuator.renew(now_s)
-    return Deployment(now_s, decision.shares, weights, decision.chosen, published=changed)
+    return Deployment(
+        now_s, decision.shares, weights, decision.chosen, overlay, published=bool(changed.any())
+    )
 
 
-def to_overlay(problem: Problem, weights: Ints) -> Overlay:
-    """Name every provider of each route; a route without any weight keeps its baseline."""
-    served = problem.pairs.sum_by_route(weights.astype(np.float64)) > 0.0
-    overlay: dict[GroupKey, dict[str, dict[str, int]]] = {key: {} for key in problem.group_keys}
-    for r, j, weight in zip(problem.pairs.route, problem.pairs.provider, weights, strict=True):
-        if served[r]:
-            route = problem.routes[r]
-            service = overlay[route.group].setdefault(route.service, {})
-            service[problem.providers[j]] = int(weight)
+def _quantise(problem: Problem, shares: Floats, shares_now: Floats, weights_now: Ints) -> Ints:
+    """(P,) whole weights; a route that keeps its shares keeps its weights."""
+    pairs = problem.pairs
+    served = pairs.sum_by_route(weights_now) > 0
+    stale = ~served | pairs.any_by_route(shares != shares_now)
+    if stale.all():
+        return limits.to_weights(pairs, shares)
+    weights = weights_now.copy()
+    rows = np.flatnonzero(stale[pairs.route])
+    if len(rows):
+        number = np.cumsum(stale) - 1
+        few = Pairs(
+            number[pairs.route[rows]], pairs.provider[rows], int(stale.sum()), pairs.providers
+        )
+        weights[rows] = limits.to_weights(few, shares[rows])
+    return weights
+
+
+def to_overlay(problem: Problem, weights: Ints, changed: Bools, before: Overlay) -> Overlay:
+    """Name every provider of each route; a route without any weight keeps its baseline.
+
+    Groups none of whose routes ``changed`` (R,) keep the very mapping that they had ``before``,
+    by which the publisher knows that there is nothing to encode.
+    """
+    served = problem.pairs.sum_by_route(weights) > 0
+    touched = np.zeros(len(problem.group_keys), dtype=bool)
+    touched[problem.route_group[changed]] = True
+    overlay: dict[GroupKey, Mapping[str, Mapping[str, int]]] = {}
+    numbers = weights.tolist()
+    ends = [*problem.pairs.starts.tolist(), len(numbers)]
+    for g, key in enumerate(problem.group_keys):
+        known = before.weights.get(key)
+        if known is not None and not touched[g]:
+            overlay[key] = known
+            continue
+        overlay[key] = {
+            problem.routes[r].service: dict(
+                zip(problem.names[r], numbers[ends[r] : ends[r + 1]], strict=True)
+            )
+            for r in problem.group_routes[g]
+            if served[r]
+        }
     return Overlay(overlay)

@@ -108,8 +108,7 @@ def _live_price(problem: Problem, load: ProviderLoad) -> Floats:
 
 def _demand(problem: Problem, smoothed: Floats) -> Floats:
     """(R,) requests/s as measured and smoothed; before any measurement, what is expected."""
-    members = np.array([float(len(problem.groups[r.group].nodes)) for r in problem.routes])
-    return np.where(np.isfinite(smoothed), smoothed, problem.target.expected_rps * members)
+    return np.where(np.isfinite(smoothed), smoothed, problem.target.expected_rps * problem.members)
 
 
 def _blend(problem: Problem, blend: Floats, name: str) -> Floats:

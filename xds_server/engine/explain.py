@@ -5,7 +5,7 @@ import numpy as np
 from xds_server.core import latency, objective
 from xds_server.engine.loop import Tick
 from xds_server.engine.types import Problem
-from xds_server.model.decision import MOVES, Explanation, ProviderTerm
+from xds_server.model.decision import HOLD_REASONS, MOVES, Explanation, ProviderTerm
 from xds_server.model.ids import RouteKey
 
 
@@ -29,7 +29,7 @@ def explain(problem: Problem, last: Tick, route: RouteKey) -> Explanation:
         route=route,
         decided_at_s=decision.now_s,
         move=MOVES[decision.move[r]],
-        hold_reason=decision.hold_reason[r],
+        hold_reason=HOLD_REASONS[decision.reason[r]],
         demand_rps=float(evaluation.demand_rps[r]),
         predicted_latency_ms=float(1e3 * decision.chosen.latency_s[r]),
         observed_latency_ms=float(1e3 * seen.route_latency_s[r]),

@@ -10,7 +10,7 @@ from xds_server.core.tables import Floats
 from xds_server.engine.deploy import Deployment
 from xds_server.engine.models import Models
 from xds_server.engine.types import Evaluation, Problem
-from xds_server.model.decision import Outcome
+from xds_server.model.decision import NO_OUTCOMES, Outcomes
 
 MIN_RESPONSES = 10.0
 """Fewer responses than this say too little about a forecast."""
@@ -22,7 +22,7 @@ class Lesson:
 
     models: Models
     last_good: Floats  # (P,)
-    outcomes: tuple[Outcome, ...]
+    outcomes: Outcomes
 
 
 def learn(
@@ -44,7 +44,7 @@ def learn(
     settled = [d for d in pending if evaluation.now_s - d.now_s >= settled_s]
     seen = evaluation.observation
     if not settled:
-        return Lesson(models, last_good, ())
+        return Lesson(models, last_good, NO_OUTCOMES)
     deployed = settled[-1]
     enough = (seen.route_responses >= MIN_RESPONSES) & evaluation.measured
     observed = np.where(enough, seen.route_latency_s, 0.0)
@@ -55,17 +55,8 @@ def learn(
     calibration = recalibrate(models.calibration, z, enough)
     within = np.isnan(seen.route_p95_s) | (seen.route_p95_s <= evaluation.slo_s)
     good = enough & (np.abs(z) <= Z_90) & within
-    outcomes = tuple(
-        Outcome(
-            problem.routes[r],
-            deployed.now_s,
-            evaluation.now_s,
-            float(deployed.forecast.latency_s[r]),
-            float(sigma[r]),
-            float(observed[r]),
-        )
-        for r in np.flatnonzero(enough)
-    )
+    rows = np.flatnonzero(enough)
+    outcomes = Outcomes(rows, deployed.forecast.latency_s[rows], sigma[rows], observed[rows])
     return Lesson(
         replace(models, calibration=calibration),
         np.where(good[problem.pairs.route], deployed.shares, last_good),

@@ -47,7 +47,14 @@ def tick(
     simulated = simulate(problem, evaluation, candidates)
     decision = select(problem, evaluation, bottlenecks, simulated, mode)
     deployment = deploy(
-        problem, decision, state.shares, state.weights, actuator, mode=mode, now_s=now_s
+        problem,
+        decision,
+        state.shares,
+        state.weights,
+        state.overlay,
+        actuator,
+        mode=mode,
+        now_s=now_s,
     )
     lesson = learn(
         problem,

@@ -21,8 +21,10 @@ UNKNOWN_VARIANCE = 1.0
 _SILENT_RPS = 0.02
 """Less than this is none; its logarithm stands for zero."""
 _CHANCE_SIGMA = 2.5
-_KAPPA_GAIN = 0.2
-_KAPPA_MIN, _KAPPA_MAX = 0.05, 20.0
+_RHO_ERROR = 0.03
+"""Relative error of a utilisation."""
+_BUSY_MIN = 0.05
+"""Less utilisation than this says nothing of capacity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Models:
     """What was learned; axis 0 is J, except where stated."""
 
     service: LogFilter  # log seconds
-    kappa: Floats
+    capacity: LogFilter  # log requests/s; NaN where nobody said anything of it
     tail_ratio: Floats
     errors: ErrorCounts
     power: PowerFits
@@ -44,6 +46,12 @@ class Models:
         """(R,) requests/s, smoothed; NaN where nothing was measured."""
         rps: Floats = np.exp(self.demand.mean)
         return np.where(rps <= _SILENT_RPS, 0.0, rps)
+
+    @property
+    def capacity_rps(self) -> Floats:
+        """(J,) NaN where unknown."""
+        rps: Floats = np.exp(self.capacity.mean)
+        return rps
 
     @property
     def known(self) -> np.ndarray:
@@ -64,7 +72,13 @@ def initial_models(problem: Problem) -> Models:
     zeros = np.zeros(providers)
     return Models(
         service=LogFilter(prior, np.full(providers, UNKNOWN_VARIANCE), prior, zeros, zeros),
-        kappa=np.ones(providers),
+        capacity=LogFilter(
+            np.log(problem.capacity_prior_rps),
+            np.full(providers, UNKNOWN_VARIANCE),
+            np.full(providers, np.nan),
+            zeros,
+            zeros,
+        ),
         tail_ratio=np.full(providers, 2.0),
         errors=ErrorCounts(zeros, zeros, zeros),
         power=power.no_fits(providers),
@@ -77,13 +91,11 @@ def initial_models(problem: Problem) -> Models:
 
 def stations(problem: Problem, models: Models) -> Stations:
     """Return the latency curves that the models stand for."""
-    ones = np.ones(problem.pairs.providers)
     mean = np.where(models.known, models.service.mean, np.log(UNKNOWN_SERVICE_S))
-    return Stations(
+    return latency.station_of(
         np.exp(mean),
+        models.capacity_rps,
         problem.servers,
-        models.kappa,
-        ones,
         models.tail_ratio,
         power.curves(models.power) if models.power.chosen.any() else None,
     )
@@ -123,18 +135,21 @@ def update_models(
     rps, samples = seen.provider_rps, np.nan_to_num(seen.provider_responses) * overlap
     heard = np.isfinite(observed) & (samples > 0.0)
     samples = np.where(heard, samples, 0.0)
-    service, believed = _service(problem, models, observed, rps, samples, elapsed_s)
     busy = by_provider(problem, load, load.utilisation_ratio)
-    kappa = _kappa(problem, models, heard, rps, believed, busy)
-    ones = np.ones_like(rps)
-    wait = latency.wait_s(Stations(believed, problem.servers, kappa, ones, ones), rps)
+    # What was answered, not what was asked: beyond saturation only the first is capacity.
+    answered = np.minimum(seen.provider_responses / np.maximum(seen.provider_attempts, 1.0), 1.0)
+    capacity = _capacity(models.capacity, rps * answered, busy, samples, elapsed_s)
+    capacity_rps = np.exp(capacity.mean)
+    service, believed = _service(problem, models, observed, rps, capacity_rps, samples, elapsed_s)
+    curves = latency.station_of(believed, capacity_rps, problem.servers, models.tail_ratio)
+    wait = latency.wait_s(curves, rps)
     p95 = np.nan_to_num(seen.provider_p95_s - away, nan=0.0)
     tail = (p95 - latency.WAIT_P95_RATIO * wait) / believed
     tail_weight = np.where(np.isfinite(seen.provider_p95_s), samples / (samples + 50.0), 0.0)
     return replace(
         models,
         service=service,
-        kappa=np.clip(kappa, _KAPPA_MIN, _KAPPA_MAX),
+        capacity=capacity,
         tail_ratio=models.tail_ratio + tail_weight * (np.clip(tail, 1.0, 10.0) - models.tail_ratio),
         errors=estimate.count_errors(
             models.errors,
@@ -148,7 +163,7 @@ def update_models(
             observed,
             samples,
             SERVICE_CV2 / np.maximum(samples, 1.0) + _unsteadiness(planned_rps),
-            Stations(believed, problem.servers, kappa, ones, ones),
+            curves,
             ~np.isfinite(busy),
         ),
         distances=distances,
@@ -184,32 +199,65 @@ def _service(
     models: Models,
     observed_s: Floats,
     rps: Floats,
+    capacity_rps: Floats,
     samples: Floats,
     elapsed_s: float,
 ) -> tuple[LogFilter, Floats]:
     """Filter the service times that explain what was observed."""
     heard, ones = samples > 0.0, np.ones_like(rps)
     service = latency.infer_service_s(
-        np.where(heard, observed_s, 1.0), rps, problem.servers, models.kappa, ones
+        np.where(heard, observed_s, 1.0), rps, capacity_rps, problem.servers
     )
     log_service = np.log(np.maximum(service, 1e-6))
     start = np.where(models.known, models.service.mean, np.where(heard, log_service, np.nan))
+    steep, doubt = _sensitivity(
+        latency.station_of(np.exp(np.nan_to_num(start)), capacity_rps, problem.servers, ones), rps
+    )
     filtered, _ = estimate.update(
-        replace(models.service, mean=start), log_service, samples, SERVICE_CV2 * ones, elapsed_s
+        replace(models.service, mean=start),
+        log_service,
+        samples,
+        SERVICE_CV2 * steep**2,
+        elapsed_s,
+        doubt,
     )
     believed = np.where(np.isfinite(filtered.mean), filtered.mean, np.log(UNKNOWN_SERVICE_S))
     return filtered, np.exp(believed)
 
 
-def _kappa(
-    problem: Problem, models: Models, heard: np.ndarray, rps: Floats, believed: Floats, busy: Floats
-) -> Floats:
-    """Capacity over servers / service time: declared first, then as utilisation says."""
-    first = heard & ~models.known & np.isfinite(problem.capacity_prior_rps)
-    kappa = np.where(first, problem.capacity_prior_rps * believed / problem.servers, models.kappa)
-    measured = rps * believed / (problem.servers * np.maximum(busy, 1e-3))
-    usable = np.isfinite(busy) & (busy > 0.05) & (rps > 1.0)
-    return np.where(usable, kappa + _KAPPA_GAIN * (measured - kappa), kappa)
+def _sensitivity(curves: Stations, rps: Floats) -> tuple[Floats, Floats]:
+    """How much surer a response time is than the service time that is inferred from it.
+
+    Near saturation nearly all of a response is wait, and a small error of the utilisation is a
+    large one of the wait: what is left for the service time is not known, however many requests
+    were counted.
+
+    Returns
+    -------
+    (J,) T / s, and (J,) the variance of log s that ``_RHO_ERROR`` causes
+    """
+    mean, marginal, _ = latency.mean_and_marginal_s(curves, rps)
+    ratio = np.clip(mean / curves.service_s, 1.0, 30.0)
+    slope = np.clip((marginal - mean) / curves.service_s, 0.0, 300.0)
+    return ratio, (_RHO_ERROR * slope) ** 2
+
+
+def _capacity(
+    before: LogFilter, goodput_rps: Floats, busy: Floats, samples: Floats, elapsed_s: float
+) -> LogFilter:
+    """Filter the rate at which a provider would be fully busy: its rate over its utilisation."""
+    usable = np.isfinite(busy) & (busy > _BUSY_MIN) & (goodput_rps > 1.0)
+    measured = np.log(np.where(usable, goodput_rps / np.maximum(busy, _BUSY_MIN), 1.0))
+    start = np.where(np.isnan(before.mean) & usable, measured, before.mean)
+    # A report is as good as the counts it is divided by; it is one more sample, whatever it says.
+    filtered, _ = estimate.update(
+        replace(before, mean=start),
+        measured,
+        np.where(usable, samples, 0.0),
+        np.ones_like(busy),
+        elapsed_s,
+    )
+    return filtered
 
 
 def _steady_rps(rps: Floats, planned_rps: Floats, window_s: float) -> Floats:

@@ -7,7 +7,7 @@ import numpy as np
 
 from xds_server.core.tables import Pairs
 from xds_server.engine.types import Group, Problem, ProfileArrays
-from xds_server.model.ids import ProviderName, RouteKey
+from xds_server.model.ids import GroupKey, ProviderName, RouteKey
 from xds_server.model.template import Call, Profile, Template
 from xds_server.model.topology import Address, Mesh, Provider
 
@@ -71,6 +71,9 @@ def build_problem(
         groups={g.key: g for g in ordered},
         group_of_node={node: i for i, g in enumerate(ordered) for node in g.nodes},
         group_keys=tuple(g.key for g in ordered),
+        route_group=np.array([group_row[row.key.group] for row in rows], dtype=np.int64),
+        group_routes=_group_routes(rows, group_row),
+        names=tuple(tuple(p.name for p in row.candidates) for row in rows),
         pair_key=keys[order],
         pair_at=order,
         place=np.array(
@@ -92,8 +95,19 @@ def build_problem(
         servers=np.maximum(counts, 1.0) * concurrency,
         service_prior_s=np.where(known, concurrency / rate, np.nan),
         capacity_prior_rps=np.maximum(counts, 1.0) * rate,
+        members=np.array([float(len(row.group.nodes)) for row in rows]),
         applications=tuple(row.key.group.application for row in rows),
     )
+
+
+def _group_routes(
+    rows: list[_Row], group_row: Mapping[GroupKey, int]
+) -> tuple[tuple[int, ...], ...]:
+    """Rows of each group's routes."""
+    found: list[list[int]] = [[] for _ in group_row]
+    for r, row in enumerate(rows):
+        found[group_row[row.key.group]].append(r)
+    return tuple(tuple(mine) for mine in found)
 
 
 def _rows(mesh: Mesh, group: Group) -> Iterable[_Row]:

@@ -39,7 +39,7 @@ class Records:
             span_s=span_s,
             frame=self._frame,
             slot=slot,
-            provider_gauges=_provider_gauges(tick),
+            provider_gauges=_provider_gauges(tick, problem.servers),
             pair_gauges=deployed.shares[:, None],
             route_gauges=_route_gauges(tick),
             outcomes=_outcomes(problem, tick),
@@ -66,7 +66,7 @@ def _frame(mesh: Mesh, problem: Problem) -> Frame:
     )
 
 
-def _provider_gauges(tick: Tick) -> Floats:
+def _provider_gauges(tick: Tick, servers: Floats) -> Floats:
     """(J, len(PROVIDER_GAUGES)) in that order."""
     evaluation, models = tick.evaluation, tick.lesson.models
     stations = evaluation.stations
@@ -77,7 +77,8 @@ def _provider_gauges(tick: Tick) -> Floats:
             1e6 * evaluation.price_usd,
             np.exp(models.service.mean),  # NaN: nobody has measured it
             np.sqrt(models.service.variance),
-            models.kappa,
+            # Measured capacity over what as many servers would have at this service time.
+            stations.capacity_rps * stations.service_s / servers,
             models.tail_ratio,
             models.errors.ratio,
         ]
@@ -105,13 +106,9 @@ def _outcomes(problem: Problem, tick: Tick) -> Floats:
     """(R, len(OUTCOME_SUMS)) zeros where no forecast could be compared."""
     out = np.zeros((len(problem.routes), len(OUTCOME_SUMS)))
     found = tick.lesson.outcomes
-    if found:
-        row_of = {key: i for i, key in enumerate(problem.routes)}
-        rows = [row_of[o.route] for o in found]
-        z = np.array([o.z for o in found])
-        out[rows, 0] = 1.0
-        out[rows, 1] = [o.predicted_s for o in found]
-        out[rows, 2] = [o.observed_s for o in found]
-        out[rows, 3], out[rows, 4] = z, z**2
-        out[rows, 5] = np.abs(z) > Z_90
+    rows, z = found.route, found.z
+    out[rows, 0] = 1.0
+    out[rows, 1], out[rows, 2] = found.predicted_s, found.observed_s
+    out[rows, 3], out[rows, 4] = z, z**2
+    out[rows, 5] = np.abs(z) > Z_90
     return out

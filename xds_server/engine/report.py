@@ -8,7 +8,7 @@ import numpy as np
 from xds_server.core import latency, limits
 from xds_server.engine.runner import Turn
 from xds_server.engine.types import Problem
-from xds_server.model.decision import MOVES
+from xds_server.model.decision import HOLD_REASONS, MOVES
 from xds_server.model.ids import ProviderName, ServiceName
 from xds_server.model.status import BottleneckStatus, ProviderStatus, RouteStatus, ShareStatus
 from xds_server.model.topology import Address
@@ -74,7 +74,7 @@ def _route(problem: Problem, turn: Turn, r: int) -> RouteStatus:
         predicted_latency_ms=float(1e3 * decision.chosen.latency_s[r]),
         usd_per_million=float(decision.chosen.usd_per_million[r]),
         move=MOVES[decision.move[r]].value,
-        hold_reason=decision.hold_reason[r].value,
+        hold_reason=HOLD_REASONS[decision.reason[r]].value,
         providers=tuple(
             _share(problem, turn, int(p)) for p in np.flatnonzero(problem.pairs.route == r)
         ),
@@ -109,8 +109,8 @@ def record_turn(metrics: Metrics, problem: Problem, turn: Turn) -> None:
     metrics.gain_ms.set(decision.hold.total - decision.chosen.total)
     if turn.tick.deployment.published:
         metrics.weight_published_total.inc(len(decision.shares))
-    for outcome in turn.tick.lesson.outcomes:
-        metrics.forecast_z.observe(outcome.z)
+    for z in turn.tick.lesson.outcomes.z:
+        metrics.forecast_z.observe(z)
     for reason in decision.hold_reason:
         if reason:
             metrics.holds_total.labels(reason.value).inc()

@@ -8,6 +8,7 @@ import structlog
 
 from xds_server.behaviour.phases import PhaseState, PhaseTracker
 from xds_server.cache.publisher import Publisher
+from xds_server.engine.deploy import NOTHING
 from xds_server.engine.explain import explain
 from xds_server.engine.loop import Tick, tick
 from xds_server.engine.problem import build_problem
@@ -85,6 +86,7 @@ class Engine:
     def forget_published(self) -> None:
         """Say that sidecars no longer have what was published last."""
         self._state.weights[:] = 0
+        self._state.overlay = NOTHING
 
     def turn(self, now_s: float, wall_s: float) -> Turn:
         """Run one tick. Raises nothing that a peer can cause."""

@@ -49,7 +49,15 @@ def plant_providers(state: EngineState, seeds: Seeds) -> None:
                 np.minimum(sigma**2 + DRIFT_PER_S * age_s, _UNKNOWN_VARIANCE),
             ),
         ),
-        kappa=_column(models.kappa, rows, found, "capacity_factor"),
+        capacity=replace(
+            models.capacity,
+            mean=_put(
+                models.capacity.mean,
+                rows,
+                np.log([s.capacity_factor / s.service_s for s in found])
+                + np.log(problem.servers[rows]),
+            ),
+        ),
         tail_ratio=_column(models.tail_ratio, rows, found, "tail_ratio"),
         errors=ErrorCounts(
             _put(models.errors.failed, rows, failed),

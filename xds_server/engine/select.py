@@ -3,10 +3,10 @@
 import numpy as np
 
 from xds_server.core import limits
-from xds_server.core.tables import Bools, Floats
+from xds_server.core.tables import Bools, Floats, Ints
 from xds_server.engine.simulate import forecast
 from xds_server.engine.types import Bottlenecks, Evaluation, Problem, Simulated
-from xds_server.model.decision import MOVES, Decision, HoldReason, Move
+from xds_server.model.decision import HOLD_REASONS, MOVES, Decision, HoldReason, Move
 from xds_server.model.topology import Mode
 
 SWITCH_RATIO = 0.01
@@ -31,22 +31,21 @@ def select(
     """
     pairs, now = problem.pairs, evaluation.shares_now
     proposed = simulated.candidates.proposed
-    best = int(np.argmin([f.total for f in simulated.forecasts]))
-    plan = proposed[best]
+    plan = proposed[int(simulated.total_ms.argmin())]
     price = 0.5 * (bottlenecks.price_ms + simulated.candidates.price_ms)
     marginal = evaluation.costs.total + price[pairs.provider]
     gain = pairs.sum_by_route((now - plan.shares) * marginal)
-    hold = simulated.forecasts[0]
-    reasons = _reasons(problem, evaluation, plan.shares, gain, hold.cost_ms)
+    hold = simulated.hold
+    reason = _reasons(problem, evaluation, plan.shares, gain, hold.cost_ms)
     if mode is Mode.OBSERVE:
-        reasons = (HoldReason.OBSERVING,) * pairs.routes
-    move = np.array([MOVES.index(Move.HOLD if r else plan.move) for r in reasons], dtype=np.int64)
-    held = np.array([bool(r) for r in reasons], dtype=bool)
+        reason = np.full(pairs.routes, HOLD_REASONS.index(HoldReason.OBSERVING))
+    held = reason > 0
+    move = np.where(held, MOVES.index(Move.HOLD), MOVES.index(plan.move))
     shares = np.where(held[pairs.route], proposed[0].shares, plan.shares)
     return Decision(
         now_s=evaluation.now_s,
         move=move,
-        hold_reason=reasons,
+        reason=reason,
         shares=shares,
         chosen=forecast(problem, evaluation, shares),
         hold=hold,
@@ -57,8 +56,8 @@ def select(
 
 def _reasons(
     problem: Problem, evaluation: Evaluation, shares: Floats, gain_ms: Floats, cost_ms: Floats
-) -> tuple[HoldReason, ...]:
-    """Why each route holds; ``NONE`` where it moves. The first that applies is given."""
+) -> Ints:
+    """(R,) why each route holds; ``NONE`` where it moves. The first that applies is given."""
     pairs = problem.pairs
     moved = limits.moved_ratio(pairs, evaluation.shares_now, shares)
     widest = pairs.max_by_route(np.abs(shares - evaluation.shares_now))
@@ -75,8 +74,6 @@ def _reasons(
             (widest <= DEADBAND_SHARE) & (gain_ms <= DEADBAND_GAIN_RATIO * scale),
         ),
     )
-    reasons = [HoldReason.NONE] * pairs.routes
-    for reason, applies in reversed(tests):
-        for r in np.flatnonzero(applies):
-            reasons[r] = reason
-    return tuple(reasons)
+    codes = [HOLD_REASONS.index(reason) for reason, _ in tests]
+    chosen: Ints = np.select([applies for _, applies in tests], codes, 0)
+    return chosen

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from xds_server.core import latency
+from xds_server.core import latency, objective
 from xds_server.core.tables import Floats
 from xds_server.engine.types import Candidates, Evaluation, Problem, Simulated
 from xds_server.model.decision import Forecast
@@ -10,8 +10,18 @@ from xds_server.model.decision import Forecast
 
 def simulate(problem: Problem, evaluation: Evaluation, candidates: Candidates) -> Simulated:
     """Forecast every candidate from commanded shares and measured demand."""
+    totals = [
+        objective.total_ms(
+            problem.pairs,
+            candidate.shares,
+            evaluation.demand_rps,
+            evaluation.costs.total,
+            evaluation.stations,
+        )
+        for candidate in candidates.proposed
+    ]
     return Simulated(
-        candidates, tuple(forecast(problem, evaluation, c.shares) for c in candidates.proposed)
+        candidates, np.array(totals), forecast(problem, evaluation, candidates.proposed[0].shares)
     )
 
 

@@ -4,8 +4,8 @@ Rows follow the current ``Problem``; ``adopt`` carries them over when routes com
 """
 
 from collections import deque
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import dataclass, field, fields, replace
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -14,14 +14,16 @@ from xds_server.core.distance import Distances
 from xds_server.core.estimate import ErrorCounts, LogFilter
 from xds_server.core.power import PowerFits
 from xds_server.core.tables import Floats, Ints
-from xds_server.engine.deploy import Deployment
+from xds_server.engine.deploy import NOTHING, Deployment
 from xds_server.engine.models import Models, initial_models
 from xds_server.engine.observe import RowMap
 from xds_server.engine.types import Problem
 from xds_server.model.ids import ProviderName, RouteKey
+from xds_server.model.snapshot import Overlay
 
 FORECASTS_KEPT: Final = 4
 """Deployments whose outcome is still awaited; the oldest is dropped."""
+_Rows = TypeVar("_Rows", LogFilter, ErrorCounts, PowerFits, Distances)
 _WINDOW_PLANS: Final = 2
 """Plans that were in force during one window."""
 
@@ -35,6 +37,7 @@ class EngineState:
     models: Models
     last_good: Floats  # (P,) shares whose outcome was as forecast and within the SLO
     weights: Ints  # (P,) last published; all 0 before the first
+    overlay: Overlay = NOTHING  # last published
     rows: RowMap | None = None  # of the newest window
     pending: deque[Deployment] = field(default_factory=lambda: deque(maxlen=FORECASTS_KEPT))
 
@@ -50,6 +53,7 @@ class EngineState:
     def remember(self, deployment: Deployment, models: Models, last_good: Floats) -> None:
         """Take over the results of a tick."""
         self.shares, self.weights = deployment.shares, deployment.weights
+        self.overlay = deployment.overlay
         self.models, self.last_good = models, last_good
         self.pending.append(deployment)
 
@@ -101,38 +105,33 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
     )
     m, fresh = old.models, new.models
     models = Models(
-        service=replace(
-            fresh.service,
-            mean=_take(m.service.mean, provider_from, fresh.service.mean),
-            variance=_take(m.service.variance, provider_from, fresh.service.variance),
+        service=replace(_carry(m.service, provider_from, fresh.service), prior=fresh.service.prior),
+        capacity=_rescaled(
+            _carry(m.capacity, provider_from, fresh.capacity), old.problem, problem, provider_from
         ),
-        kappa=_take(m.kappa, provider_from, fresh.kappa),
         tail_ratio=_take(m.tail_ratio, provider_from, fresh.tail_ratio),
-        errors=ErrorCounts(
-            _take(m.errors.failed, provider_from, fresh.errors.failed),
-            _take(m.errors.attempts, provider_from, fresh.errors.attempts),
-            _take(m.errors.clean, provider_from, fresh.errors.clean),
-        ),
-        power=PowerFits(
-            *(
-                _take(getattr(m.power, name), provider_from, getattr(fresh.power, name))
-                for name in PowerFits.__slots__
-            )
-        ),
-        distances=Distances(
-            _take(m.distances.rtt_s, place_from, fresh.distances.rtt_s),
-            _take(m.distances.variance_s2, place_from, fresh.distances.variance_s2),
-        ),
+        errors=_carry(m.errors, provider_from, fresh.errors),
+        power=_carry(m.power, provider_from, fresh.power),
+        distances=_carry(m.distances, place_from, fresh.distances),
         calibration=_take(m.calibration, route_from, fresh.calibration),
-        demand=LogFilter(
-            *(
-                _take(getattr(m.demand, name), route_from, getattr(fresh.demand, name))
-                for name in LogFilter.__slots__
-            )
-        ),
+        demand=_carry(m.demand, route_from, fresh.demand),
         budget_pressure=_take(m.budget_pressure, route_from, fresh.budget_pressure),
     )
     return EngineState(problem, shares, models, good, weights)
+
+
+def _carry(old: _Rows, rows: Ints, blank: _Rows) -> _Rows:
+    """Every column of ``old`` where ``rows`` names one of its rows, of ``blank`` elsewhere."""
+    columns = {
+        f.name: _take(getattr(old, f.name), rows, getattr(blank, f.name)) for f in fields(blank)
+    }
+    return replace(blank, **columns)
+
+
+def _rescaled(capacity: LogFilter, old: Problem, new: Problem, rows: Ints) -> LogFilter:
+    """What endpoints come or go, capacity comes or goes with, before anybody measures it."""
+    factor = np.where(rows >= 0, new.servers / old.servers[np.maximum(rows, 0)], 1.0)
+    return replace(capacity, mean=capacity.mean + np.log(factor))
 
 
 def _take(old: np.ndarray, rows: Ints, blank: np.ndarray) -> np.ndarray:

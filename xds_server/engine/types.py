@@ -57,6 +57,9 @@ class Problem:
     groups: Mapping[GroupKey, Group]
     group_of_node: Mapping[NodeId, int]  # row in group_keys
     group_keys: tuple[GroupKey, ...]
+    route_group: Ints  # (R,) row in group_keys
+    group_routes: tuple[tuple[int, ...], ...]  # (G,) rows of the group's routes
+    names: tuple[tuple[ProviderName, ...], ...]  # (R,) providers of each route, as in pairs
     pair_key: Ints  # (P,) group row * J + provider row, ascending
     pair_at: Ints  # (P,) pair that pair_key belongs to
     place: Ints  # (P,) row of the place
@@ -76,6 +79,7 @@ class Problem:
     servers: Floats  # (J,) prior
     service_prior_s: Floats  # (J,) NaN: unknown
     capacity_prior_rps: Floats  # (J,) NaN: unknown
+    members: Floats  # (R,) instances of the route's group
     applications: tuple[ApplicationName, ...]  # (R,)
 
 
@@ -143,7 +147,8 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """Each candidate with its forecast, in the same order."""
+    """Each candidate with what it would cost in all, in the same order."""
 
     candidates: Candidates
-    forecasts: tuple[Forecast, ...]
+    total_ms: Floats  # (C,) demand-weighted objective, ms-equivalent per second
+    hold: Forecast

@@ -69,32 +69,41 @@ class Decision:
 
     now_s: float
     move: Ints  # (R,) index into ``MOVES``
-    hold_reason: tuple[HoldReason, ...]  # (R,)
+    reason: Ints  # (R,) index into ``HOLD_REASONS``
     shares: Floats  # (P,)
     chosen: Forecast
     hold: Forecast
     gap_ratio: float  # the solver's duality gap, relative
     iterations: int
 
+    @property
+    def hold_reason(self) -> tuple[HoldReason, ...]:
+        """(R,) the reasons by name."""
+        return tuple([HOLD_REASONS[code] for code in self.reason.tolist()])
+
 
 MOVES: tuple[Move, ...] = tuple(Move)
+HOLD_REASONS: tuple[HoldReason, ...] = tuple(HoldReason)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """A forecast beside what happened, one tick or more later."""
+class Outcomes:
+    """Forecasts beside what happened, one tick or more later; axis 0 (K) is the route."""
 
-    route: RouteKey
-    decided_at_s: float
-    observed_at_s: float
-    predicted_s: float
-    sigma_s: float
-    observed_s: float
+    route: Ints  # (K,) row of the route
+    predicted_s: Floats  # (K,)
+    sigma_s: Floats  # (K,)
+    observed_s: Floats  # (K,)
 
     @property
-    def z(self) -> float:
-        """How many standard deviations the forecast was off; positive is slower."""
-        return (self.observed_s - self.predicted_s) / self.sigma_s
+    def z(self) -> Floats:
+        """(K,) how many standard deviations the forecast was off; positive is slower."""
+        z: Floats = (self.observed_s - self.predicted_s) / self.sigma_s
+        return z
+
+
+NO_OUTCOMES = Outcomes(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0), np.empty(0))
+"""Nothing could be compared."""
 
 
 @dataclass(frozen=True, slots=True)
