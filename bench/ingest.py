@@ -168,10 +168,7 @@ def measure(world: World, flushes: int) -> dict[str, float]:
 
 
 def memory(world: World) -> dict[str, float]:
-    """Bytes that are held per (sidecar, provider), and whether they grow over a day.
-
-    A day is 86,400 flushes; a hundredth of the sidecars live through it, every hundredth flush.
-    """
+    """Bytes that are held per (sidecar, provider)."""
     sidecars = [Sidecar(world, seed) for seed in range(world.sidecars)]
     bodies = [[s.flush(START_MS + 1000 * k) for s in sidecars] for k in range(3)]
     gc.collect()
@@ -186,7 +183,11 @@ def memory(world: World) -> dict[str, float]:
 
 
 def day(world: World) -> dict[str, float]:
-    """Growth of what is held over a simulated day of a few sidecars, in bytes."""
+    """Growth of what is held over a simulated day of a few sidecars, in bytes.
+
+    Eight flushes take turns; between the last and the first of them the sidecars' clocks go
+    back, and their counters start anew, which is taken in like any other.
+    """
     few = World(min(world.sidecars, 10), world.providers)
     sidecars = [Sidecar(few, seed) for seed in range(few.sidecars)]
     ours = Ours(few)
@@ -206,7 +207,7 @@ def day(world: World) -> dict[str, float]:
 
 
 def curve(series: int) -> list[dict[str, float]]:
-    """Cost of a flush for growing numbers of sidecars and of providers."""
+    """Cost of a flush, and what is held, for growing numbers of sidecars and of providers."""
     providers = max(series // PER_PROVIDER, 1)
     worlds = [World(count, providers) for count in (50, 200, 800)]
     worlds += [World(100, count * providers) for count in (1, 4)]
@@ -220,6 +221,7 @@ def _point(world: World) -> dict[str, float]:
         "sidecars": world.sidecars,
         "providers": world.providers,
         "us_per_pair": 1e6 * world.series * world.sidecars / found["metrics_per_s"] / pairs,
+        "bytes_per_pair": memory(world)["bytes_per_pair"],
     }
 
 

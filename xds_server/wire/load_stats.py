@@ -73,6 +73,7 @@ class LoadReportingService:
                 if not node_id:
                     raise RemoteProtocolError("the first request of a stream needs node.id")
                 speaker = self._speakers.of(context, node_id)
+                speaker.may()  # who never may gets no answer
                 await context.write(self._ask())
             if not speaker.may():
                 self._tally.telemetry_refused(SOURCE, WAITING)
