@@ -1,7 +1,7 @@
 """What operators are shown of services and instances: each value with its age and its source."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from xds_server.model.ids import (
     ApplicationName,
@@ -19,8 +19,8 @@ class Reading:
     """One value, how old it is, whose word it is, and how far to trust it.
 
     ``source`` is one of: sidecars (measured), provider (ORCA), lease (a registered endpoint's
-    heartbeat), the adapter of a price or of usage, engine (estimated), declared (mesh.yaml),
-    derived, or "" where nobody knows.
+    heartbeat), the adapter of a price or of usage, access log (a sample of calls), engine
+    (estimated), declared (mesh.yaml), derived, or "" where nobody knows.
 
     ``samples`` and ``standard_error`` say what chance may have done to the value; neither says
     anything of a source that is wrong. ``standard_error`` is in the value's own unit: if what is
@@ -71,6 +71,27 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class SampledCalls:
+    """What the access log's sample says of calls over about the newest ``window_s``.
+
+    A response time is the provider's, from the first byte that was sent to it to the last of its
+    answer; a duration is the caller's, from its first byte to the last that it was sent.
+    """
+
+    window_s: float
+    calls: float  # how many were sampled
+    read_ratio: Reading  # GET, HEAD and OPTIONS
+    failed_ratio: Reading  # 5xx, or broken off
+    request_bytes: Reading  # these two: mean per call, headers and body
+    response_bytes: Reading
+    latency_p50_ms: Reading
+    latency_p99_ms: Reading
+    latency_mean_ms: Reading
+    duration_mean_ms: Reading
+    flags: Mapping[str, int]  # calls by Envoy's response flag, of those that were raised
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderView:
     """One provider, over all that call it."""
 
@@ -88,6 +109,7 @@ class ProviderView:
     cost_usd_per_h: Reading
     cpu_ratio: Reading = UNKNOWN  # these two: as a source of usage measures its processes
     memory_bytes: Reading = UNKNOWN
+    sampled: SampledCalls | None = None  # None: no call was sampled lately
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +138,5 @@ class InstanceView:
     cost_usd_per_h: Reading
     cpu_ratio: Reading = UNKNOWN
     memory_bytes: Reading = UNKNOWN
+    sampled: SampledCalls | None = None
+    sampled_by_service: Mapping[ServiceName, float] = field(default_factory=dict)  # calls

@@ -76,7 +76,7 @@ class InstanceSignals:
     telemetry_age_s: float
     cpu_ratio: float = math.nan  # these two: NaN while no source of usage says
     memory_bytes: float = math.nan
-    read_ratio: float = math.nan  # GET and HEAD by all calls; NaN while nobody tells them apart
+    read_ratio: float = math.nan  # GET, HEAD and OPTIONS by all; NaN while no call is sampled
 
 
 COUNTERS: Final = ("requests", "errors", "rx_bytes", "tx_bytes")

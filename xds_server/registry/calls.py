@@ -105,6 +105,12 @@ class CallSamples:
             age_s=now_s - self._heard_at_s[rows],
         )
 
+    def by_provider(self, node_id: NodeId) -> dict[ProviderName, float]:
+        """Return how many of a node's calls were sampled, of providers with any."""
+        rows = self._rows.get(node_id, {})
+        sums = {name: self._counts[:, row, _CALLS].sum() for name, row in rows.items()}
+        return {name: float(calls) for name, calls in sums.items() if calls}
+
     def read_ratio(self, node_id: NodeId) -> float:
         """Return the reads by a node's sampled calls; NaN without any."""
         rows: Ints = np.array(list(self._rows.get(node_id, {}).values()), dtype=np.int64)

@@ -11,6 +11,7 @@ from xds_server.model.services import UNKNOWN, InstanceView, Reading, Traffic
 from xds_server.model.snapshot import Node
 from xds_server.model.telemetry import InstanceSignals, PairWindow
 from xds_server.registry.registry import Registry
+from xds_server.registry.sampled import calls_by_node, sampled_calls
 from xds_server.registry.services import STALE_S, both_windows
 from xds_server.registry.traffic import by_node, no_traffic, traffic
 
@@ -34,6 +35,7 @@ def instance_views(
     windows = both_windows(registry, now_s)
     measured = traffic(*windows, by_node, valid_s)
     costs = _costs(windows[0], prices, valid_s)
+    sampled = sampled_calls(registry.calls.window(now_s), calls_by_node, valid_s)
     views = []
     for node_id, connected in sorted(registry.nodes.items()):
         seen = measured.get(node_id) or no_traffic(*windows)
@@ -54,6 +56,8 @@ def instance_views(
                 cost_usd_per_h=costs.get(node_id, UNKNOWN),
                 cpu_ratio=registry.usages.reading(node_id, "cpu_ratio", now_s),
                 memory_bytes=registry.usages.reading(node_id, "memory_bytes", now_s),
+                sampled=sampled.get(node_id),
+                sampled_by_service=registry.sampled_by_service(node_id),
             )
         )
     return tuple(views)

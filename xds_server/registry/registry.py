@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xds_server.model.calls import CallBatch
 from xds_server.model.history import SlotTables
 from xds_server.model.ids import NodeId, ProviderName, ServiceName
 from xds_server.model.snapshot import Node
@@ -18,6 +19,7 @@ from xds_server.model.telemetry import (
     ProviderLoad,
     SampleBatch,
 )
+from xds_server.registry.calls import CallSamples
 from xds_server.registry.instances import InstanceSums, instance_sums
 from xds_server.registry.leases import Leases
 from xds_server.registry.tariffs import Tariffs
@@ -68,6 +70,7 @@ class Registry:
         self._load_valid_s = load_valid_s
         self._windows = PairWindows(slot_s=slot_s, slots=SLOTS, max_pairs=max_pairs)
         self.usages = Usages(self._windows.refused)
+        self.calls = CallSamples(self._windows.refused, slot_s=slot_s)
         self._nodes: dict[NodeId, Connected] = {}
         self._said: dict[ProviderName, dict[NodeId, _Said]] = {}
         self._heard_at_s: dict[NodeId, float] = {}
@@ -105,7 +108,9 @@ class Registry:
         self._load_valid_s = load_valid_s
         if slot_s != self._windows.slot_s:  # slots of another length do not add up
             self._windows.restart(slot_s)
+            self.calls.restart(slot_s)
         self._windows.keep_providers(services)
+        self.calls.keep_providers(services)
         self._said = {p: s for p, s in self._said.items() if p in services}
         for hosts in self._hosts.values():
             for gone in hosts.keys() - services.keys():
@@ -129,6 +134,7 @@ class Registry:
             self._heard_at_s.pop(node_id, None)
             self._hosts.pop(node_id, None)
             self._windows.forget(node_id)
+            self.calls.forget(node_id)
             for said in self._said.values():
                 said.pop(node_id, None)
 
@@ -166,9 +172,25 @@ class Registry:
             if report.provider in self._services:
                 self._said.setdefault(report.provider, {})[node_id] = _Said(report, now_s)
 
+    def observe_calls(self, batch: CallBatch, now_s: float) -> None:
+        """Take in a node's sampled calls."""
+        if batch.node_id not in self._nodes:
+            self.refused["no ADS stream"] += 1
+            return
+        self.calls.observe(batch, now_s)
+
+    def sampled_by_service(self, node_id: NodeId) -> dict[ServiceName, float]:
+        """Return how many of a node's calls were sampled lately, by service."""
+        mix: dict[ServiceName, float] = {}
+        for provider, calls in self.calls.by_provider(node_id).items():
+            service = self._services[provider]
+            mix[service] = mix.get(service, 0.0) + calls
+        return mix
+
     def roll(self) -> None:
         """Complete a slot; called once per tick, before reading windows."""
         self._windows.roll()
+        self.calls.roll()
 
     def window(self, now_s: float, slots: int) -> PairWindow:
         """What happened in the newest ``slots`` completed slots."""
@@ -253,6 +275,7 @@ class Registry:
             telemetry_age_s=math.inf if heard_at_s is None else now_s - heard_at_s,
             cpu_ratio=self.usages.value(node_id, "cpu_ratio", now_s),
             memory_bytes=self.usages.value(node_id, "memory_bytes", now_s),
+            read_ratio=self.calls.read_ratio(node_id),
         )
 
 

@@ -21,6 +21,7 @@ from xds_server.model.telemetry import PairWindow, ProviderLoad
 from xds_server.model.topology import Address, Mesh, Provider
 from xds_server.registry.leases import ADAPTER, Lease, Leases, Said
 from xds_server.registry.registry import SIGNAL_SLOTS, SLOTS, Registry
+from xds_server.registry.sampled import calls_by_provider, sampled_calls
 from xds_server.registry.tariffs import Tariffs
 from xds_server.registry.traffic import by_provider, no_traffic, traffic
 
@@ -106,15 +107,20 @@ def service_views(
     measured = traffic(*windows, by_provider, directory.telemetry_valid_s)
     orca = registry.orca_load(directory.now_s)
     hosts = _healthy_hosts(registry, directory.now_s, directory.telemetry_valid_s)
+    calls = registry.calls.window(directory.now_s)
+    sampled = sampled_calls(calls, calls_by_provider, directory.telemetry_valid_s)
     views = []
     for service in directory.mesh.services.values():
         providers = tuple(
-            _provider(
-                directory,
-                provider,
-                measured.get(provider.name) or no_traffic(*windows),
-                _Words(registry, orca, directory, estimates, provider),
-                hosts.get(provider.name, UNKNOWN),
+            replace(
+                _provider(
+                    directory,
+                    provider,
+                    measured.get(provider.name) or no_traffic(*windows),
+                    _Words(registry, orca, directory, estimates, provider),
+                    hosts.get(provider.name, UNKNOWN),
+                ),
+                sampled=sampled.get(provider.name),
             )
             for provider in service.providers
         )
