@@ -21,10 +21,10 @@ log = structlog.get_logger()
 
 BODY_BYTES_MAX: Final = 8 * 2**20
 """About 80,000 series with one label; a longer answer is refused, not cut."""
-REDIRECTS_MAX: Final = 3
 SHOWN: Final = 200
 _CHUNK_BYTES: Final = 65_536
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
+_MOVED: Final = frozenset((301, 302, 303, 307, 308))
 _REMEDIES: Final = {
     401: "write user and password in its url",
     403: "write user and password in its url",
@@ -54,7 +54,8 @@ class PrometheusMetering:
     ) -> None:
         """``queries`` are PromQL, by the field of ``Usage`` that they give."""
         base = URL(url)
-        self._url = base.with_path(base.path.rstrip("/") + "/api/v1/query")
+        path = base.path.rstrip("/") + "/api/v1/query"
+        self._url = base.with_path(path).with_query(base.query)
         # User, password and query are often secrets.
         self._shown = str(base.with_user(None).with_query(None))
         self._queries, self._label, self._of_providers = dict(queries), label, of_providers
@@ -84,7 +85,10 @@ class PrometheusMetering:
         form = {"query": query, "timeout": f"{self._timeout_s:g}s"}
         try:
             # By POST, since a query may be longer than a URL may be.
-            async with session.post(self._url, data=form, max_redirects=REDIRECTS_MAX) as answer:
+            async with session.post(self._url, data=form, allow_redirects=False) as answer:
+                if answer.status in _MOVED:  # followed, a POST would lose what it asks
+                    remedy = "write where it is as its url"
+                    raise self._lost(f"answers {answer.status}, it is elsewhere; {remedy}")
                 if answer.headers.get("Content-Encoding", "identity") != "identity":
                     raise self._lost("answers with compression, which was not asked for")
                 return answer.status, await self._body(answer)

@@ -58,7 +58,7 @@ class PrometheusApi(Counting):
 
     async def query(self, request: web.Request) -> web.Response:
         form = dict(await request.post())
-        self.note((request.path, request.headers.get("Authorization", ""), form))
+        self.note((request.path_qs, request.headers.get("Authorization", ""), form))
         if not self.answering:
             return web.Response(status=503, text="Service Unavailable")
         if self.instead is not None:

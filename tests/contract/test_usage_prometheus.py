@@ -51,7 +51,8 @@ async def world() -> AsyncIterator[ApiWorld]:
     app = web.Application()
     app.router.add_post("/prom/api/v1/query", api.query)
     async with serving(app, None) as port:
-        yield ApiWorld(f"http://user:secret@127.0.0.1:{port}/prom/", exporter, api)
+        url = f"http://user:secret@127.0.0.1:{port}/prom/?token=secret"
+        yield ApiWorld(url, exporter, api)
 
 
 class TestPrometheusApi(AskedMeteringContract):
@@ -69,10 +70,10 @@ async def failing(world: ApiWorld, answer: web.Response) -> AdapterError:
     return raised.value
 
 
-async def test_a_query_is_asked_with_a_time_limit_and_the_urls_user(world: ApiWorld) -> None:
+async def test_a_query_is_asked_with_a_time_limit_and_what_its_url_says(world: ApiWorld) -> None:
     await anext(world.metering.watch())
     path, authorization, form = world.api.asked[0]
-    assert path == "/prom/api/v1/query"
+    assert path == "/prom/api/v1/query?token=secret"
     assert authorization.startswith("Basic ")
     assert form == {"query": QUERIES["cpu_ratio"], "timeout": "1s"}
 
@@ -108,6 +109,7 @@ async def test_the_label_may_name_providers(world: ApiWorld) -> None:
         (lambda: vector({"metric": {"node": "n1"}, "value": [1, "x"]}), "a Prometheus", True),
         (lambda: web.Response(body=b"[" * 100_000), "answers 200", True),
         (lambda: web.Response(body=b" " * (BODY_BYTES_MAX + 1)), "sum by (node)", True),
+        (lambda: web.Response(status=308, headers={"Location": "/"}), "as its url", True),
         (lambda: web.Response(body=b"x", headers={"Content-Encoding": "gzip"}), "compress", True),
     ],
 )  # fmt: skip
