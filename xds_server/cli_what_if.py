@@ -22,6 +22,8 @@ from xds_server.terminal import (
     print_rich,
 )
 
+TIMEOUT_S = 30.0  # a large mesh takes seconds, and others may ask as well
+
 
 def what_if(
     *,
@@ -57,7 +59,7 @@ def what_if(
     changes = settings or []
     if config is None:
         query = [("application", application), ("service", service), *(("set", c) for c in changes)]
-        data = ask(admin, f"/v1/what-if?{urlencode(query)}")
+        data = ask(admin, f"/v1/what-if?{urlencode(query)}", TIMEOUT_S)
     else:
         from xds_server.admin.encode import to_json
         from xds_server.app.what_if import ask_offline

@@ -31,7 +31,7 @@ AdminOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
 
 
-def ask(admin: str, path: str) -> Any:
+def ask(admin: str, path: str, timeout_s: float = ADMIN_TIMEOUT_S) -> Any:
     """Get JSON from the admin API, or say in one line why not and exit."""
     from http.client import HTTPException
     from urllib.error import HTTPError, URLError
@@ -41,7 +41,7 @@ def ask(admin: str, path: str) -> Any:
         fail(MISTAKE, [f"--admin {admin}: not a URL; write it as {DEFAULT_ADMIN}"])
     opener = build_opener(ProxyHandler({}))  # the admin API is near: no proxy in between
     try:
-        with opener.open(admin.rstrip("/") + path, timeout=ADMIN_TIMEOUT_S) as response:
+        with opener.open(admin.rstrip("/") + path, timeout=timeout_s) as response:
             return json.load(response)
     except HTTPError as error:
         with error:

@@ -58,9 +58,9 @@ def test_its_own_profile_would_have_decided_the_same(past: tuple[Plane, Path]) -
     answer = replayed(past, "steady")
     (route,) = answer.routes
     assert (answer.steps, answer.routes_changed, route.changed) == (TICKS - SETTLED, 0, False)
-    assert route.moved_ratio < 0.01
-    assert answer.replayed.latency_ms == pytest.approx(answer.chosen.latency_ms, rel=0.01)
-    assert answer.replayed.usd == pytest.approx(answer.chosen.usd, rel=0.01)
+    assert route.moved_ratio < 0.04
+    assert answer.replayed.latency_ms == pytest.approx(answer.chosen.latency_ms, rel=0.02)
+    assert answer.replayed.usd == pytest.approx(answer.chosen.usd, rel=0.03)
 
 
 def test_what_was_chosen_is_forecast_as_it_was_then(past: tuple[Plane, Path]) -> None:

@@ -163,15 +163,18 @@ def test_terms_add_up_to_the_gain_and_to_each_providers_total(
     assert weighed == pytest.approx(found.optimum.cost_ms)
 
 
+@pytest.mark.parametrize("slo_s", [np.inf, 0.08])
 @pytest.mark.parametrize("demand", [0.5, 1.0, 1.7])
 def test_where_it_comes_to_rest_is_the_optimum_whatever_it_starts_from(
-    settled: Plane, demand: float
+    settled: Plane, demand: float, slo_s: float
 ) -> None:
     """Oracle: SLSQP over shares, on the forecast of the objective itself."""
     assert settled.last is not None
     problem, settings = settled.state.problem, settled.mesh.engine
     now = settled.last.evaluation
-    evaluation = replace(now, demand_rps=demand * now.demand_rps)
+    evaluation = replace(
+        now, demand_rps=demand * now.demand_rps, slo_s=np.full_like(now.slo_s, slo_s)
+    )
 
     def cost(plan: np.ndarray) -> float:
         return forecast(problem, at_shares(problem, evaluation, plan), plan).total

@@ -40,7 +40,8 @@ def what_if_routes(view: WhatIfView) -> list[Route]:
     async def answer(begin: Callable[[], Callable[[], object]]) -> Response:
         try:
             async with one:
-                return json_response(await asyncio.to_thread(begin()))
+                work = begin()
+                return await asyncio.to_thread(lambda: json_response(work()))
         except KeyError as error:
             return problem_response(404, "Unknown name", str(error.args[0]))
         except ValueError as error:

@@ -7,7 +7,7 @@ import numpy as np
 
 from xds_server.core import latency, limits, objective, solver
 from xds_server.core.tables import Bools, Floats
-from xds_server.engine.generate import FAILING_FLOOR_RATIO, STEPS
+from xds_server.engine.generate import FAILING_FLOOR_RATIO
 from xds_server.engine.simulate import forecast
 from xds_server.engine.types import Evaluation, Problem
 from xds_server.model.decision import Forecast
@@ -18,6 +18,9 @@ SETTLED_SHARE: Final = 2e-4
 """Shares that move less than this have settled."""
 _TAU_RATIO: Final = 0.3
 """Reluctance in mean latencies of a route: it sets the pace alone, not where shares settle."""
+_LENGTHS: Final = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
+"""Parts of the solver's step that are tried, until one gains."""
+_DIFFERENCE: Final = 1e-4
 _FIXED_MS: Final = 1e12
 """Reluctance of a route that is not to move."""
 
@@ -67,23 +70,28 @@ def settle(
     held = np.zeros(pairs.routes, dtype=bool) if fixed is None else fixed
     kept = held[pairs.route]
     healthy = np.maximum(1.0 - evaluation.error_ratio[pairs.provider], FAILING_FLOOR_RATIO)
-    floor = settings.min_share_ratio * healthy
+    asked = settings.min_share_ratio * healthy
+    floor = limits.with_floor(pairs, np.zeros(len(asked)), allowed, asked)
+    # What is above the floors is what can be shared out: the solver sees that alone, or else it
+    # would pull against them for ever.
+    free = (1.0 - pairs.sum_by_route(floor))[pairs.route]
     spread = limits.onto_allowed(pairs, shares, allowed)
-    at = np.where(kept, shares, limits.with_floor(pairs, spread, allowed, floor))
+    at = np.where(kept, shares, np.maximum(spread, floor))
+    at = at / np.maximum(pairs.sum_by_route(at), 1e-12)[pairs.route]
     here = at_shares(problem, evaluation, at)
     value = forecast(problem, here, at)
     gap_ratio = 0.0
     for iteration in range(1, steps + 1):
         tau = np.where(held, _FIXED_MS, _TAU_RATIO * np.maximum(1e3 * value.latency_s, 0.1))
-        found = solver.solve(
-            pairs, allowed, at, here.demand_rps, here.costs.total, tau, here.stations
-        )
+        above = np.where(kept, at, np.maximum(at - floor, 0.0) / free)
+        fixed_ms = here.costs.total + _slo_rent_ms(problem, here, at)
+        found = solver.solve(pairs, allowed, above, here.demand_rps, fixed_ms, tau, here.stations)
         gap_ratio = found.gap_ratio
-        wanted = limits.with_floor(pairs, found.shares, allowed, floor)
+        wanted = floor + free * found.shares
         wanted = np.where(kept, at, limits.limit_shift(pairs, at, wanted, max_shift_ratio))
         if np.max(np.abs(wanted - at), initial=0.0) < SETTLED_SHARE:
             return Settled(at, here, value, iteration, True, gap_ratio)
-        for length in STEPS:
+        for length in _LENGTHS:
             tried = at + length * (wanted - at)
             there = at_shares(problem, evaluation, tried)
             better = forecast(problem, there, tried)
@@ -93,3 +101,17 @@ def settle(
         else:  # no step in this direction gains any more
             return Settled(at, here, value, iteration, True, gap_ratio)
     return Settled(at, here, value, steps, False, gap_ratio)
+
+
+def _slo_rent_ms(problem: Problem, evaluation: Evaluation, shares: Floats) -> Floats:
+    """(P,) what one more request adds to everybody's SLO penalty, by a difference quotient.
+
+    The solver takes the penalty as it is; where it grows with load, that is not its gradient.
+    """
+    pairs, slo_s = problem.pairs, evaluation.slo_s[problem.pairs.route]
+    flow = evaluation.demand_rps[pairs.route] * shares
+    rps = pairs.sum_by_provider(flow)
+    more = _DIFFERENCE * (rps + 1.0)
+    p95 = latency.p95_s(evaluation.stations, rps + more)[pairs.provider] + evaluation.rtt_s
+    grown = objective.slo_ms(p95, slo_s) - evaluation.costs.slo
+    return (pairs.sum_by_provider(flow * grown) / more)[pairs.provider]

@@ -32,7 +32,7 @@ from xds_server.model.what_if import (
 PAIRS_MAX: Final = 50_000
 """Pairs up to which a running engine answers: a few seconds of one core beside its ticks."""
 ROUTES_MAX: Final = 50
-"""Routes of other callers that are shown, those that move most traffic first."""
+"""Routes that are shown: those asked about that call most, then others that move most."""
 _NOTABLE_SHARE: Final = 0.005
 _NOTABLE_RATIO: Final = 0.01
 _BOTTLENECKS: Final = 5
@@ -140,9 +140,12 @@ def _notable(asked: Bools, now: _Plan, held: _Plan, optimum: _Plan) -> tuple[lis
         notable |= changed(now.forecast.latency_s, plan.forecast.latency_s)
         notable |= changed(now.forecast.usd_per_million, plan.forecast.usd_per_million)
     others = np.flatnonzero(notable & ~asked & (optimum.evaluation.demand_rps > 0.0))
-    traffic = (moved * optimum.evaluation.demand_rps)[others]
-    shown = others[np.argsort(-traffic, kind="stable")][:ROUTES_MAX]
-    return [*np.flatnonzero(asked).tolist(), *shown.tolist()], len(others) - len(shown)
+    demand = optimum.evaluation.demand_rps
+    mine = np.flatnonzero(asked)
+    first = mine[np.argsort(-demand[mine], kind="stable")]
+    then = others[np.argsort(-(moved * demand)[others], kind="stable")]
+    found = [*first.tolist(), *then.tolist()]
+    return found[:ROUTES_MAX], len(found[ROUTES_MAX:])
 
 
 def _route(r: int, asked: bool, now: _Plan, held: _Plan, optimum: _Plan) -> RouteProspect:
