@@ -31,6 +31,9 @@ def providers_status(
     seen = evaluation.observation
     busy = latency.utilisation_ratio(evaluation.stations, seen.provider_rps)
     capacity = evaluation.stations.capacity_rps
+    known = turn.tick.lesson.models.capacity
+    # Where nobody said anything of it, it follows from the service time.
+    sigma_ratio = np.where(np.isfinite(known.mean), np.sqrt(known.variance), evaluation.sigma_ratio)
     return tuple(
         ProviderStatus(
             provider=name,
@@ -43,7 +46,7 @@ def providers_status(
             utilisation_ratio=float(busy[j]),
             capacity_rps=float(capacity[j]),
             price_per_million_usd=float(1e6 * evaluation.price_usd[j]),
-            sigma_ratio=float(evaluation.sigma_ratio[j]),
+            capacity_sigma_ratio=float(sigma_ratio[j]),
         )
         for j, name in enumerate(problem.providers)
     )

@@ -100,7 +100,7 @@ class ProviderStatus:
     utilisation_ratio: float
     capacity_rps: float
     price_per_million_usd: float
-    sigma_ratio: float = math.nan  # relative standard deviation of service time, so of capacity
+    capacity_sigma_ratio: float = math.nan  # its relative standard deviation
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,7 +211,7 @@ class _Words:
         status, age_s = self.estimates.of.get(self.provider.name), self.estimates.age_s
         if status is None:
             return UNKNOWN
-        value, sigma_ratio = getattr(status, name), status.sigma_ratio
+        value, sigma_ratio = getattr(status, name), status.capacity_sigma_ratio
         error = value * sigma_ratio if math.isfinite(sigma_ratio) else None
         old = age_s is not None and age_s > VALID_TICKS * self.directory.mesh.engine.tick_s
         return Reading(value, age_s, "engine", standard_error=error, stale=old)
