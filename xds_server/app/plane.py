@@ -54,11 +54,13 @@ from xds_server.registry.registry import Registry
 from xds_server.registry.services import VALID_LOOKS, Directory, services_of
 from xds_server.registry.tariffs import Tariffs
 from xds_server.resources.mesh import MeshResources
+from xds_server.wire.access_log_service import AccessLogService
 from xds_server.wire.ads import DiscoveryServices
 from xds_server.wire.client_status import ClientStatusService
 from xds_server.wire.hold import Hold
 from xds_server.wire.load_stats import LoadReportingService
 from xds_server.wire.metrics_service import MetricsService
+from xds_server.wire.otlp_service import OtlpService
 from xds_server.wire.record import Recorder
 from xds_server.wire.registry_service import RegistryService
 from xds_server.wire.tape.recorder import TapeRecorder
@@ -148,6 +150,11 @@ class ControlPlane:
             speakers,
             lambda: self.mesh.telemetry.load_report_interval_s,
         )
+        counted = (self.registry, recorder, clock, speakers)
+        self.otlp = OtlpService(*counted, lambda: self.mesh.telemetry.stats_flush_interval_s)
+        self.access_log = AccessLogService(
+            *counted, lambda: self.mesh.telemetry.stats_flush_interval_s
+        )
         self.serving = False
         self.config_error = ""
         self._started_s = clock.now_s()
@@ -160,6 +167,8 @@ class ControlPlane:
         parts = (
             self.client_status,
             self.metrics_service,
+            self.otlp,
+            self.access_log,
             self.load_stats,
             self.registry_service,
             self.health,

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import grpc
 
 # Imported for their descriptors, which reflection shows.
+from envoy.service.accesslog.v3 import als_pb2  # noqa: F401
 from envoy.service.cluster.v3 import cds_pb2  # noqa: F401
 from envoy.service.discovery.v3 import ads_pb2  # noqa: F401
 from envoy.service.endpoint.v3 import eds_pb2  # noqa: F401
@@ -15,14 +16,24 @@ from envoy.service.load_stats.v3 import lrs_pb2  # noqa: F401
 from envoy.service.route.v3 import rds_pb2, srds_pb2  # noqa: F401
 from envoy.service.runtime.v3 import rtds_pb2  # noqa: F401
 from envoy.service.secret.v3 import sds_pb2  # noqa: F401
+from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from xds_server.wire import ads, client_status, load_stats, registry_service
+from xds_server.generated import xds_server_otlp_pb2 as otlp_pb2
+from xds_server.wire import (
+    access_log_service,
+    ads,
+    client_status,
+    load_stats,
+    otlp_service,
+    registry_service,
+)
 
 HEALTH = health.SERVICE_NAME
 _MORE = (client_status.SERVICE, registry_service.SERVICE)
+_TELEMETRY = (load_stats.SERVICE, access_log_service.SERVICE, otlp_service.SERVICE)
 Handler: TypeAlias = grpc.GenericRpcHandler
 
 
@@ -56,7 +67,8 @@ class Health:
 
 def reflecting() -> grpc.GenericRpcHandler:
     """Return the reflection service: what is served, for grpcurl and its like."""
-    names = (*ads.SERVICES, *_MORE, load_stats.SERVICE, HEALTH)
+    _describe_otlp()
+    names = (*ads.SERVICES, *_MORE, *_TELEMETRY, HEALTH)
     servicer = ReflectionServicer((*names, reflection.SERVICE_NAME))
     method = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
@@ -66,3 +78,21 @@ def reflecting() -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(
         reflection.SERVICE_NAME, {"ServerReflectionInfo": method}
     )
+
+
+def _describe_otlp() -> None:
+    """Register OTLP's service with our messages: xds-protos has it as it was in 2021."""
+    package, _, name = otlp_service.SERVICE.rpartition(".")
+    messages = otlp_pb2.DESCRIPTOR
+    file = descriptor_pb2.FileDescriptorProto(
+        name="xds_server_otlp_service.proto",
+        package=package,
+        dependency=[messages.name],
+        syntax="proto3",
+    )
+    file.service.add(name=name).method.add(
+        name="Export",
+        input_type=f".{messages.package}.ExportMetricsServiceRequest",
+        output_type=f".{messages.package}.ExportMetricsServiceResponse",
+    )
+    descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
