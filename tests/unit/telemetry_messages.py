@@ -51,6 +51,10 @@ class Message:
         self._metric("cluster.upstream_rq_active", provider).gauge.value = value
         return self
 
+    def gauge(self, name: str, provider: str, value: float) -> "Message":
+        self._metric(name, provider).gauge.value = value
+        return self
+
     def times(
         self,
         provider: str,

@@ -40,7 +40,7 @@ from xds_server.telemetry.values import (
 )
 
 _IDENTIFIER, _FAMILY, _METRIC = b"\x0a", b"\x12", b"\x22"
-_NUMBERS: Final = {b"\x12\x09\x09", b"\x1a\x09\x09"}  # gauge or counter that holds a double
+_GAUGE, _COUNTER = b"\x12\x09\x09", b"\x1a\x09\x09"  # one that holds a double
 _EIGHT: Final = np.arange(8)
 _SKIPPED, _NUMBER, _TIMES, _OTHER = range(4)
 _TIMESTAMP, _HISTOGRAM = 0x30, 0x3A
@@ -265,8 +265,11 @@ def _family(
         bounds = tuple(b.upper_bound for b in metrics[0].histogram.bucket)
         head, tail = body[start : inner + 1], body[metric : value + 1]
         return _Family(_TIMES, head, 0, tail, bounds), (name, provider)
-    if body[value : value + 3] not in _NUMBERS:
-        return (None, ("", "")) if read else skipped
+    kind = body[value : value + 3]
+    if read and kind != (_COUNTER if name in RAW else _GAUGE):
+        return None, ("", "")
+    if kind not in (_GAUGE, _COUNTER):
+        return skipped
     head = body[at : value + 3]
     return _Family(_NUMBER if read else _SKIPPED, head, end - at), (name, provider)
 

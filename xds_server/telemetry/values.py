@@ -62,6 +62,7 @@ NAN: Final = "not a number"
 NEGATIVE: Final = "negative"
 LARGE: Final = "too large"
 HISTOGRAM: Final = "false histogram"
+WRONG_TYPE: Final = "wrong type"
 """Why a value is dropped. A histogram is false whose counts fall from bucket to bucket, or
 whose sum its count cannot have."""
 
@@ -152,11 +153,15 @@ class _Reading:
             if not interesting(name, provider, code_class, self._providers):
                 continue
             self.samples += 1
+            column = RAW.get(name)
+            kind = "histogram" if name == TIME else "gauge" if column is None else "counter"
+            if not metric.HasField(kind):
+                self.refused[WRONG_TYPE] += 1
+                continue
             if name == TIME:
                 self._read_times(metric.histogram, provider)
                 continue
-            column = RAW.get(name)
-            value = metric.gauge.value if column is None else metric.counter.value
+            value = getattr(metric, kind).value
             most = GAUGE_MOST if column is None else ABSURD
             if not 0.0 <= value <= most:  # false for NaN
                 self.refused += why_not(np.array([value]), np.array([most]))
