@@ -14,15 +14,18 @@ import numpy as np
 from tests.e2e.envoy import Envoy, eventually, free_port
 from tests.e2e.plane import Recorder, WallClock, listening, resources, shop
 from xds_server.cache.publisher import Publisher
+from xds_server.model.calls import CallBatch
 from xds_server.model.ids import NodeId, ProviderName
 from xds_server.model.snapshot import Node
 from xds_server.model.telemetry import COUNTERS, Floats, LoadReport, SampleBatch
 from xds_server.model.topology import Mesh
 from xds_server.registry.registry import Registry
 from xds_server.resources.bootstrap import render_bootstrap
+from xds_server.wire.access_log_service import AccessLogService
 from xds_server.wire.ads import DiscoveryServices
 from xds_server.wire.load_stats import LoadReportingService
 from xds_server.wire.metrics_service import MetricsService
+from xds_server.wire.otlp_service import OtlpService
 
 TIMEOUT_S = 0.3
 NODE = Node("n1", "shop")
@@ -55,6 +58,9 @@ class Sums:
 
     def observe_hosts(self, node_id: NodeId, hosts: Mapping[str, float], now_s: float) -> None:
         self.registry.observe_hosts(node_id, hosts, now_s)
+
+    def observe_calls(self, batch: CallBatch, now_s: float) -> None:
+        self.registry.observe_calls(batch, now_s)
 
     def of(self, provider: ProviderName, counter: str) -> int:
         counts = self.counts.get(provider, np.zeros(len(COUNTERS)))
@@ -96,7 +102,10 @@ class Plane:
         speakers = self._ads.speakers
         metrics = MetricsService(self.sums, self.tally, clock, speakers)
         load = LoadReportingService(self.sums, self.tally, clock, speakers, lambda: 0.3)
-        self._handlers = (self._ads.handler(), metrics.handler(), load.handler())
+        otlp = OtlpService(self.sums, self.tally, clock, speakers)
+        calls = AccessLogService(self.sums, self.tally, clock, speakers)
+        parts = (self._ads, metrics, load, otlp, calls)
+        self._handlers = tuple(part.handler() for part in parts)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -129,9 +138,9 @@ async def sidecar(mesh: Mesh, folder: Path) -> AsyncIterator[Envoy]:
         await envoy.stop()
 
 
-async def based(plane: Plane) -> None:
+async def based(plane: Plane, source: str = "metrics_service") -> None:
     """Wait until the node's first message, which only counts from where it is."""
-    await eventually("a base", lambda: plane.tally.counted["metrics_service messages"] > 0)
+    await eventually("a base", lambda: plane.tally.counted[f"{source} messages"] > 0)
 
 
 async def send(port: int, count: int) -> Counter[int]:

@@ -21,6 +21,7 @@ class _Times:
     """The last histograms of one node, by provider."""
 
     rows: dict[ProviderName, Floats] = field(default_factory=dict)  # (TIMES,) each
+    totals_ms: int = 0  # when totals were sent last, of counters or of histograms
 
     def advance(self, names: tuple[ProviderName, ...], current: Floats) -> Floats:
         """Replace them; return the increments (K, TIMES).
@@ -72,32 +73,35 @@ class OtlpDecoder:
             base.admit(values.sent_ms, digest)
             self._start(node_id, values)
             return None
-        heard_ms = base.sent_ms
         if why := base.admit(values.sent_ms, digest):
             self.refused[why] += 1
             self.hosts = {}
             return None
-        anew = bool(heard_ms) and values.start_ms > heard_ms
-        return self._counted(base, values, node_id, now_s, anew=anew)
+        return self._counted(base, values, node_id, now_s)
 
     def _start(self, node_id: NodeId, values: OtlpValues) -> None:
         times = self._times[node_id] = _Times()
         times.advance(values.names, values.times)
+        times.totals_ms = values.sent_ms if values.start_ms else 0
         self._times.move_to_end(node_id)
         while len(self._times) > NODES_KEPT:
             self._times.popitem(last=False)
 
     def _counted(
-        self, base: Base, values: OtlpValues, node_id: NodeId, now_s: float, *, anew: bool
+        self, base: Base, values: OtlpValues, node_id: NodeId, now_s: float
     ) -> SampleBatch:
-        """Take the differences. ``anew``: totals count from after the export before."""
+        """Take the differences."""
         times = self._times.setdefault(node_id, _Times())
         self._times.move_to_end(node_id)
         interval_s = base.interval_s
+        # An Envoy that started after the last totals counts anew, even where it is further by now.
+        anew = values.start_ms > times.totals_ms > 0
         if anew:
             base.values = np.zeros_like(base.values)
             base.absent.clear()
             times.rows.clear()
+        if values.start_ms:
+            times.totals_ms = values.sent_ms
         names = base.names if values.names == base.names else values.names
         raw, covered_s = base.advance(names, values.raw, now_s)
         hist = times.advance(names, values.times) + values.times_delta
