@@ -290,17 +290,23 @@ class Soak:
         }
 
     def _memory(self) -> dict[str, float]:
-        """RSS at minute 1 (of a short run: after a third), at the end, and its slope between."""
+        """RSS at minute 1 (of a short run: after a third), at the end, and its slope between.
+
+        The slope of the last half too: caches fill for some minutes, a leak goes on.
+        """
         warm_s = min(WARM_S, 20.0 * self._options.minutes)
         series = [(at, rss) for at, rss in self.rss_bytes if at >= warm_s]
         at_s, rss = np.array([a for a, _ in series]), np.array([r for _, r in series])
         slope = np.polyfit(at_s, rss, 1)[0]
+        late = at_s >= 0.5 * at_s[-1]
+        late_slope = np.polyfit(at_s[late], rss[late], 1)[0]
         mib = 2.0**20
         return {
             "rss_warm_mib": round(float(np.median(rss[:5])) / mib, 1),
             "rss_end_mib": round(float(np.median(rss[-5:])) / mib, 1),
             "rss_max_mib": round(float(rss.max()) / mib, 1),
             "rss_slope_mib_per_h": round(float(slope) * 3600.0 / mib, 1),
+            "rss_late_slope_mib_per_h": round(float(late_slope) * 3600.0 / mib, 1),
         }
 
     def _errors(self) -> dict[str, int]:
