@@ -1,13 +1,17 @@
 """Suppositions about a mesh that runs: what it would do, and that asking changes nothing."""
 
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
 from tests.scenario.world import Plane, Station
+from xds_server.app.what_if import ask_engine
 from xds_server.engine.changes import parse_changes
 from xds_server.engine.offline import look
 from xds_server.engine.problem import build_problem
@@ -219,6 +223,51 @@ def test_without_any_provider_it_says_so(settled: Plane) -> None:
     answer = ask(settled, "fast.down", "middle.down", "cheap.down")
     assert any("no provider would be left" in note for note in answer.notes)
     assert answer.routes[0].held.failed_ratio == pytest.approx(1.0)
+
+
+def test_a_change_to_a_standby_is_said_to_have_no_effect() -> None:
+    plane = Plane(three(), LOAD_RPS, standby=frozenset({"cheap"}))
+    plane.step(5)
+    notes = ask(plane, "cheap.price=0.1", "fast.price=3").notes
+    assert notes == ("cheap is not used, whatever changes there: standby",)
+
+
+# -- asked of a running engine, in a thread ------------------------------------------------
+
+
+def engine_of(plane: Plane) -> Any:
+    """What is asked of an engine, as ``Engine`` has it."""
+    return SimpleNamespace(state=plane.state, last=SimpleNamespace(tick=plane.last))
+
+
+def asking(plane: Plane) -> Callable[[], WhatIf]:
+    return ask_engine(engine_of(plane), plane.mesh, {}, "shop", "search", ["middle.price=3"])
+
+
+def test_the_answer_is_of_the_moment_of_asking_while_the_engine_goes_on() -> None:
+    plane = Plane(three(), LOAD_RPS)
+    plane.step(15)
+    at_once, later = asking(plane)(), asking(plane)
+    plane.stations["fast"].service_s *= 5.0
+    plane.rps *= 1.5
+    plane.step(10)
+    assert later() == at_once
+    assert asking(plane)() != at_once
+
+
+def test_a_mesh_too_large_is_refused_with_the_way_out(
+    settled: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xds_server.app.what_if.PAIRS_MAX", 2)
+    with pytest.raises(ValueError, match=r"3 pairs .* up to 2: ask offline, with --config"):
+        asking(settled)
+
+
+def test_before_the_first_tick_nothing_is_known() -> None:
+    plane = Plane(three(), LOAD_RPS)
+    engine = SimpleNamespace(state=plane.state, last=None)
+    with pytest.raises(KeyError, match="nothing was decided yet"):
+        ask_engine(engine, plane.mesh, {}, "shop", "search", ["fast.down"])  # type: ignore[arg-type]
 
 
 # -- two applications that share providers -----------------------------------------------

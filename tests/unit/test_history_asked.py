@@ -179,3 +179,36 @@ def test_an_export_that_fails_leaves_no_file(tmp_path: Path) -> None:
                tmp_path / "out.csv")  # fmt: skip
     assert done.exit_code == 1
     assert list(tmp_path.iterdir()) == []
+
+
+# -- what decisions were made from ----------------------------------------------------------
+
+
+def test_steps_have_all_that_a_decision_is_made_from_by_tick_and_by_minute(
+    process: Process,
+) -> None:
+    with process.history.reader() as reader:
+        by_tick, by_minute = reader.steps(900.0, "auto"), reader.steps(1800.0, "auto")
+    assert (by_tick[0], len(by_tick[1])) == ("1s", 91)
+    assert (by_minute[0], len(by_minute[1])) == ("1m", 29)  # the last is not over
+    for step in (by_tick[1][-1], by_minute[1][-1]):
+        assert sorted(step.seeds.providers) == ["p0", "p1"]
+        assert {k.group.application for k in step.routes} == {"app-0", "app-1"}
+        assert step.price_usd == {"p0": 1e-6, "p1": 1e-6}
+        assert step.capacity_rps == {"p0": 400.0, "p1": 400.0}
+        for key, seed in step.seeds.routes.items():
+            assert (seed.demand_rps, seed.shares) == (20.0, {"p0": 0.5, "p1": 0.5})
+            assert step.routes[key].observed_latency_s == pytest.approx(0.02)
+    assert (by_tick[1][-1].span_s, by_minute[1][-1].span_s) == (10.0, 60.0)
+
+
+@pytest.mark.parametrize("limit", ["STEPS_MAX", "ROWS_MAX"])
+def test_more_steps_than_are_answered_are_refused_with_the_remedy(
+    process: Process, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(f"xds_server.history.steps.{limit}", 10)
+    with (
+        process.history.reader() as reader,
+        pytest.raises(ValueError, match="ask for less time or a coarser resolution"),
+    ):
+        reader.steps(900.0, "1s")

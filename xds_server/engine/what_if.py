@@ -1,6 +1,6 @@
 """What the mesh would do, and gain, if something changed. Reads the engine, changes nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
@@ -109,7 +109,7 @@ def what_if(
         iterations=settled.iterations,
         settled=settled.done,
         gap_ratio=settled.gap_ratio,
-        notes=(*notes, *_remarks(then, asked, settled)),
+        notes=(*notes, *_without_effect(problem, asked, changes), *_remarks(then, asked, settled)),
     )
 
 
@@ -243,6 +243,18 @@ def _bottlenecks(plan: _Plan) -> tuple[BottleneckStatus, ...]:
         BottleneckStatus(b.provider, b.utilisation_ratio, b.rent_ms_per_s)
         for b in found[:_BOTTLENECKS]
     )
+
+
+def _without_effect(problem: Problem, asked: Bools, changes: Sequence[Change]) -> Iterator[str]:
+    """Say of whom a change was supposed that no such route may use, whatever it costs."""
+    for name in dict.fromkeys(change.provider for change in changes if change.provider):
+        j, pairs = problem.providers.index(name), problem.pairs
+        reasons = {
+            problem.excluded_because[p]
+            for p in np.flatnonzero((pairs.provider == j) & asked[pairs.route])
+        }
+        if all(reasons) and "no endpoints" not in reasons:
+            yield f"{name} is not used, whatever changes there: {', '.join(sorted(reasons))}"
 
 
 def _remarks(problem: Problem, asked: Bools, settled: Settled) -> tuple[str, ...]:
