@@ -14,6 +14,7 @@ from xds_server.app.instances import (
     record_instances,
     see_instances,
 )
+from xds_server.app.kept_counters import KeptCounters
 from xds_server.app.prices import Prices, with_prices
 from xds_server.app.registered import (
     CallRecorder,
@@ -143,6 +144,9 @@ class ControlPlane:
             speakers,
             lambda: self.mesh.telemetry.stats_flush_interval_s,
         )
+        file = mesh.history.path if mesh.history and self.history.up else None
+        self._counters = KeptCounters(path.parent, file, self.metrics_service.bases, clock)
+        self._counters.load()
         self.load_stats = LoadReportingService(
             self.registry,
             recorder,
@@ -272,6 +276,14 @@ class ControlPlane:
             self.history.missed()
         if turn.duration_s > self.mesh.engine.tick_s:
             self.metrics.tick_overruns_total.inc()
+
+    def finish(self) -> None:
+        """Count what came after the last tick, and leave the counters to the next process."""
+        try:
+            self.turn()
+        except Exception:  # a bug of ours; it is over anyway
+            log.exception("engine.tick_failed")
+        self._counters.save()
 
     def expire(self) -> None:
         """Withdraw weights that a stuck engine no longer renews; let go of nodes that left."""

@@ -59,6 +59,7 @@ async def run(path: Path, record: Path | None = None, record_max_mib: int = 0) -
         )
         collector.tune()
         await _work(plane, path, changed, stop, lambda: _drain(plane, server, hurry))
+    plane.finish()
     if plane.tape is not None:
         await asyncio.to_thread(plane.tape.close)
     await asyncio.to_thread(plane.history.stop)

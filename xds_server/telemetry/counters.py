@@ -9,14 +9,14 @@ what happened meanwhile is in the next value.
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xds_server.model.ids import NodeId, ProviderName
 from xds_server.model.telemetry import Floats
-from xds_server.telemetry.values import MOST_PER_S
+from xds_server.telemetry.values import ABSURD, MOST_PER_S, RAW
 
 NODES_KEPT: Final = 10_000
 """Nodes whose last values are remembered; the least recently heard is forgotten, and would
@@ -148,3 +148,32 @@ class Bases:
         while len(self._bases) > NODES_KEPT:
             self._bases.popitem(last=False)
         return base
+
+    def saved(self, now_s: float, heard_within_s: float) -> list[dict[str, Any]]:
+        """Return what another process needs to count on, in plain types; ages are in s."""
+        return [
+            {
+                "node_id": node_id,
+                "age_s": now_s - base.at_s,
+                "interval_s": base.interval_s if math.isfinite(base.interval_s) else None,
+                "sent_ms": base.sent_ms,
+                "providers": list(base.names),
+                "values": base.values.tolist(),
+            }
+            for node_id, base in self._bases.items()
+            if now_s - base.at_s <= heard_within_s
+        ]
+
+    def restore(self, saved: list[dict[str, Any]], now_s: float) -> None:
+        """Take over what another process saved. Raises ValueError, KeyError, TypeError."""
+        found: dict[NodeId, Base] = {}
+        for entry in saved[-NODES_KEPT:]:
+            names = tuple(str(name) for name in entry["providers"])
+            values = np.array(entry["values"], dtype=np.float64).reshape(len(names), len(RAW))
+            if not np.all((values >= 0.0) & (values <= ABSURD)):
+                raise ValueError("values that cannot be true")
+            interval_s = math.inf if entry["interval_s"] is None else float(entry["interval_s"])
+            base = Base(now_s - float(entry["age_s"]), names, values, interval_s=interval_s)
+            base.sent_ms = int(entry["sent_ms"])
+            found[str(entry["node_id"])] = base
+        self._bases.update(found)

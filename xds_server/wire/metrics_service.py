@@ -67,7 +67,7 @@ class MetricsService:
     """Client-streaming: messages go straight into the sink's arrays, nothing queues.
 
     ``interval_s`` is how often sidecars are configured to report; it is read when a stream
-    opens.
+    opens. ``bases`` are where each node's counters are.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class MetricsService:
     ) -> None:
         self._sink, self._tally, self._clock = sink, tally, clock
         self._speakers, self._interval_s = speakers, interval_s
-        self._bases, self._layouts = Bases(), Layouts()
+        self.bases, self._layouts = Bases(), Layouts()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return what a grpc server registers."""
@@ -103,7 +103,7 @@ class MetricsService:
     async def _receive(self, messages: Any, context: Context) -> None:
         pace = Pace(self._interval_s(), MESSAGE_MAX_BYTES)
         node_id, speaker = "", None
-        decoder = MetricsDecoder(self._bases, self._sink.providers, self._layouts)
+        decoder = MetricsDecoder(self.bases, self._sink.providers, self._layouts)
         async for body in messages:
             if not pace.take(len(body), self._clock.now_s()):
                 self._too_fast(node_id, pace)

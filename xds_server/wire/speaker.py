@@ -31,9 +31,9 @@ log = structlog.get_logger()
 
 GRACE_S: Final = 5.0
 """How long a stream may not fit, since the node's ADS stream may just be moving."""
-KEPT_S: Final = 1.5
-"""How long a node is known after its last ADS stream closed: less than the registry knows it,
-so that nothing is read that the registry would not take."""
+KEPT_S: Final = 0.5
+"""How long a node is known after its last ADS stream closed: less than the registry knows it
+(2 s), by more than a tick, so that nothing is read that the registry would not take."""
 PLACES_KEPT: Final = 8
 """Addresses and certificates kept per node; of more, the least recent is forgotten."""
 WAITING: Final = "no ADS stream"
