@@ -134,7 +134,7 @@ class PrometheusMetering:
         for series in result if isinstance(result, list) else ():
             try:
                 of, value = series["metric"].get(self._label), float(series["value"][1])
-            except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
                 raise self._lost("does not answer like a Prometheus; look at its url") from error
             if not isinstance(of, str) or not of:
                 unlabelled += 1

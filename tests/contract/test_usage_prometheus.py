@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from adapters.testing.metering import AskedMeteringContract
@@ -107,6 +111,7 @@ async def test_the_label_may_name_providers(world: ApiWorld) -> None:
         (lambda: vector(7), "like a Prometheus", True),
         (lambda: vector({"metric": {"node": "n1"}}), "like a Prometheus", True),
         (lambda: vector({"metric": {"node": "n1"}, "value": [1, "x"]}), "a Prometheus", True),
+        (lambda: vector({"metric": {"node": "n1"}, "value": [1, 10**400]}), "a Prometheus", True),
         (lambda: web.Response(body=b"[" * 100_000), "answers 200", True),
         (lambda: web.Response(body=b" " * (BODY_BYTES_MAX + 1)), "sum by (node)", True),
         (lambda: web.Response(status=308, headers={"Location": "/"}), "as its url", True),
@@ -154,6 +159,35 @@ async def test_silence_and_a_closed_port_raise(world: ApiWorld) -> None:
     with pytest.raises(AdapterError, match=f"http://127.0.0.1:{port}: ") as raised:
         await anext(world.asking({"cpu_ratio": "up"}).watch())
     assert raised.value.retryable
+
+
+SCALARS = st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8)
+KEYS = st.sampled_from(
+    ["status", "data", "resultType", "result", "metric", "value", "node", "error"]
+)
+JSON = st.recursive(
+    SCALARS | st.sampled_from(["success", "vector", "NaN", "1e400"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+)
+ANSWERS = JSON | st.fixed_dictionaries(
+    {
+        "status": st.just("success"),
+        "data": st.fixed_dictionaries({"resultType": st.just("vector"), "result": JSON}),
+    }
+)
+
+
+@given(
+    st.sampled_from([200, 400, 500]), ANSWERS.map(lambda a: json.dumps(a).encode()) | st.binary()
+)
+def test_any_answer_is_finite_values_or_an_error_that_says_why(status: int, body: bytes) -> None:
+    asking = PrometheusMetering(
+        "http://a", {"cpu_ratio": "up"}, "node", of_providers=False, every_s=1
+    )
+    values: dict[str, float] = {}
+    with suppress(AdapterError):
+        values = asking._read("cpu_ratio", status, body)
+    assert all(math.isfinite(value) for value in values.values())
 
 
 def test_an_answer_of_the_greatest_length_holds_more_series_than_there_can_be_streams() -> None:
