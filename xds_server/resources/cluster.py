@@ -79,12 +79,15 @@ def _breakers() -> cluster_v3.CircuitBreakers:
 
 
 def _http_options() -> http_v3.HttpProtocolOptions:
-    """HTTP/1.1, and connections given up before common servers' keep-alive (60-75 s) ends."""
+    """HTTP/1.1, and connections given up before common servers' keep-alive (60-75 s) ends.
+
+    Trailers are read since a provider may say its load in them, when the answer is made.
+    """
     return http_v3.HttpProtocolOptions(
         common_http_protocol_options=core_v3.HttpProtocolOptions(
             idle_timeout=timedelta(seconds=50)
         ),
         explicit_http_config=http_v3.HttpProtocolOptionsExplicitHttpConfig(
-            http_protocol_options=core_v3.Http1ProtocolOptions()
+            http_protocol_options=core_v3.Http1ProtocolOptions(enable_trailers=True)
         ),
     )
