@@ -20,7 +20,8 @@ EXPONENTS = (1.0, 2.0, 3.0, 4.0, 6.0)
 BINS = 64
 BIN_RATIO = 1.05
 """Upper over lower bound of a bin: loads from a fifth to five times the first are told apart."""
-HIT_KEPT = 0.7
+STAY_LOG = 0.03
+HIT_KEPT = 0.8
 """Part of a bin's past that stays when it is measured again."""
 IDLE_KEPT = 0.998
 """Per measurement, of all other bins."""
@@ -33,8 +34,12 @@ CHANGED_RATIO = 1.35
 CHANGED_SIGMA = 4.0
 """The same load with a latency that is off by both is another provider under the same name."""
 CHANGED_KEPT = 0.02
-SWITCH_MARGIN = 10.0
-"""Log-likelihood by which a family must be better than the one in use."""
+KNOWN_MARGIN = 10.0
+"""Log-likelihood by which a curve must be better than a station whose capacity is known."""
+UNKNOWN_MARGIN = 0.0
+"""And than one whose number of servers is a guess."""
+KEPT_MARGIN = 3.0
+"""By so much less it may be better once it is in use."""
 MODEL_NOISE = 0.03**2
 """Relative variance of a measurement that no number of samples removes."""
 LEAST_COUNT = 5.0
@@ -52,6 +57,7 @@ class PowerFits:
     weight: Floats  # (J, BINS) sums of 1 / relative variance
     load: Floats  # (J, BINS) weighted sums of the load, rps
     time: Floats  # (J, BINS) and of the response time, s
+    newest: Ints  # (J,) bin that was hit last; -1: none
     count: Floats  # (J,) measurements since the provider last changed
     level: Floats  # (J,) log of what is observed over what the chosen curve says
     chosen: Bools  # (J,) the power family is in use
@@ -67,6 +73,7 @@ def no_fits(providers: int) -> PowerFits:
         table,
         table,
         table,
+        np.full(providers, -1),
         zeros,
         zeros,
         np.zeros(providers, dtype=bool),
@@ -82,6 +89,7 @@ def update(
     samples: Floats,
     variance: Floats,
     stations: Stations,
+    known_capacity: Bools,
     eligible: Bools,
 ) -> PowerFits:
     """Take in one measurement per provider where there are samples, and fit again.
@@ -92,6 +100,7 @@ def update(
     samples : (J,) requests behind it, >= 0
     variance : (J,) relative variance of ``observed_s`` as a measurement at that load
     stations : the other family's curves, as they are now
+    known_capacity : (J,) whether the stations' is more than a guess
     eligible : (J,) whether the power family may be chosen
     """
     seen = (samples > 0.0) & np.isfinite(observed_s) & (rps > 0.0)
@@ -102,7 +111,7 @@ def update(
     step = np.where(seen & fits.chosen, LEVEL_GAIN * np.clip(miss, -1.0, 1.0), 0.0)
     level = np.where(fits.chosen, fits.level + step, 0.0)
     where = np.log(np.maximum(rps, 1e-9) / x0) / np.log(BIN_RATIO) + BINS / 2
-    bins = np.clip(where, 0, BINS - 1).astype(np.int64)
+    bins = _stay(fits, rps, np.clip(where, 0, BINS - 1).astype(np.int64))
     noise = variance + MODEL_NOISE
     more = 1.0 / noise
     changed = seen & _contradicted(fits, bins, observed_s, noise)
@@ -127,7 +136,8 @@ def update(
     )
     apart = _spread(used) > _TOLD_APART
     ahead = 0.5 * (station - found.misfit)
-    better = np.where(fits.chosen, ahead > -SWITCH_MARGIN, ahead > SWITCH_MARGIN)
+    margin = np.where(known_capacity, KNOWN_MARGIN, UNKNOWN_MARGIN) - KEPT_MARGIN * fits.chosen
+    better = ahead > margin
     count = np.where(changed, 1.0, fits.count + seen)
     now = _at(found.base_s, found.rise_s, rps / x0)
     off = np.abs(np.log(np.where(seen, observed_s, now) / now) - level)
@@ -139,6 +149,7 @@ def update(
         weight,
         load,
         time,
+        np.where(seen, bins, fits.newest),
         count,
         np.where(chosen, np.where(broken, BREAK_KEPT * level, level), 0.0),
         chosen,
@@ -163,6 +174,19 @@ def _at(base_s: Floats, rise_s: Floats, ratio: Floats) -> Floats:
     """(J,) the curve at that load over x0, s, > 0."""
     rise: Floats = (rise_s * ratio[:, None] ** np.array(EXPONENTS)).sum(axis=1)
     return np.maximum(base_s + rise, 1e-9)
+
+
+def _stay(fits: PowerFits, rps: Floats, bins: Ints) -> Ints:
+    """(J,) the bin that was hit last where the load is nearly what it was there, else its own.
+
+    A load that is held is only counted differently from tick to tick; spread over several
+    bins, that noise would look like a range of loads with one latency, and flatten the curve.
+    """
+    row, last = np.arange(len(bins)), np.maximum(fits.newest, 0)
+    weight = fits.weight[row, last]
+    held = np.where(weight > 0.0, fits.load[row, last] / np.maximum(weight, 1e-12), 1e12)
+    near = np.abs(np.log(np.maximum(rps, 1e-9) / held)) < STAY_LOG
+    return np.where((fits.newest >= 0) & near, last, bins)
 
 
 def _contradicted(fits: PowerFits, bins: Ints, observed_s: Floats, noise: Floats) -> Bools:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from xds_server.core import limits, solver
+from xds_server.core.tables import Floats
 from xds_server.engine.types import Candidates, Evaluation, Problem
 from xds_server.model.decision import Candidate, Move
 from xds_server.model.topology import EngineSettings
@@ -14,19 +15,22 @@ FAILING_FLOOR_RATIO = 0.5
 
 
 def generate(
-    problem: Problem, evaluation: Evaluation, last_good: np.ndarray, settings: EngineSettings
+    problem: Problem, evaluation: Evaluation, wanted: Floats, settings: EngineSettings
 ) -> Candidates:
     """Propose complete plans; each keeps within floors, masks and the largest step.
 
     To hold is to keep the shares, but for a provider that has less than half its floor (it
     is new, say): nothing would ever be learned of it.
+
+    ``wanted`` (P,) is where earlier ticks would have gone, had their steps been worth a push: steps
+    go on from there, so that many small ones in the same direction become one that is.
     """
     pairs, allowed = problem.pairs, evaluation.allowed
     now = evaluation.shares_now
     found = solver.solve(
         pairs,
         allowed,
-        now,
+        wanted,
         evaluation.demand_rps,
         evaluation.costs.total,
         evaluation.tau_ms,

@@ -43,7 +43,7 @@ def tick(
     problem = state.problem
     evaluation, models = evaluate(state, window, load, now_s=now_s, tick_s=elapsed_s)
     bottlenecks = find_bottlenecks(problem, evaluation)
-    candidates = generate(problem, evaluation, state.last_good, settings)
+    candidates = generate(problem, evaluation, state.wanted, settings)
     simulated = simulate(problem, evaluation, candidates)
     decision = select(problem, evaluation, bottlenecks, simulated, mode)
     deployment = deploy(
@@ -64,5 +64,5 @@ def tick(
         state.last_good,
         settled_s=window.window_s + settings.tick_s,
     )
-    state.remember(deployment, lesson.models, lesson.last_good)
+    state.remember(deployment, decision.wanted, lesson.models, lesson.last_good)
     return Tick(evaluation, bottlenecks, simulated, decision, deployment, lesson)

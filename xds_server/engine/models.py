@@ -23,6 +23,9 @@ _SILENT_RPS = 0.02
 _CHANCE_SIGMA = 2.5
 _RHO_ERROR = 0.03
 """Relative error of a utilisation."""
+_LOAD_NOISE = 0.2
+"""Variance of a load that was partly smoothed, over that of a single tick's count."""
+_ELASTICITY_MIN, _ELASTICITY_MAX = 1.0, 4.0
 _BUSY_MIN = 0.05
 """Less utilisation than this says nothing of capacity."""
 
@@ -162,8 +165,11 @@ def update_models(
             _steady_rps(rps, planned_rps.mean(axis=0), window_s),
             observed,
             samples,
-            SERVICE_CV2 / np.maximum(samples, 1.0) + _unsteadiness(planned_rps),
+            (SERVICE_CV2 + _LOAD_NOISE * _elasticity(curves, models.power, rps) ** 2)
+            / np.maximum(samples, 1.0)
+            + _unsteadiness(planned_rps),
             curves,
+            np.isfinite(capacity_rps),
             ~np.isfinite(busy),
         ),
         distances=distances,
@@ -223,6 +229,14 @@ def _service(
     )
     believed = np.where(np.isfinite(filtered.mean), filtered.mean, np.log(UNKNOWN_SERVICE_S))
     return filtered, np.exp(believed)
+
+
+def _elasticity(curves: Stations, fits: PowerFits, rps: Floats) -> Floats:
+    """(J,) by how many per cent the latency grows with one per cent of load."""
+    curves = replace(curves, power=power.curves(fits))
+    mean, marginal, _ = latency.mean_and_marginal_s(curves, rps)
+    ratio: Floats = (marginal - mean) / mean
+    return np.clip(ratio, _ELASTICITY_MIN, _ELASTICITY_MAX)
 
 
 def _sensitivity(curves: Stations, rps: Floats) -> tuple[Floats, Floats]:

@@ -14,6 +14,9 @@ SWITCH_RATIO = 0.01
 DEADBAND_SHARE = 0.01
 DEADBAND_GAIN_RATIO = 0.005
 """A route is pushed where a share moves by more than the first, or the gain is above the second."""
+_POSTPONES = np.array(
+    [reason in (HoldReason.GAIN_BELOW_COST, HoldReason.DEADBAND) for reason in HOLD_REASONS]
+)
 
 
 def select(
@@ -47,6 +50,7 @@ def select(
         move=move,
         reason=reason,
         shares=shares,
+        wanted=np.where((held & ~_POSTPONES[reason])[pairs.route], shares, plan.shares),
         chosen=forecast(problem, evaluation, shares),
         hold=hold,
         gap_ratio=simulated.candidates.gap_ratio,

@@ -34,6 +34,7 @@ class EngineState:
 
     problem: Problem
     shares: Floats  # (P,) commanded
+    wanted: Floats  # (P,) where steps that were too small to push would have led
     models: Models
     last_good: Floats  # (P,) shares whose outcome was as forecast and within the SLO
     weights: Ints  # (P,) last published; all 0 before the first
@@ -50,8 +51,11 @@ class EngineState:
             return np.full((1, pairs.providers), np.nan)
         return np.stack([pairs.sum_by_provider(demand[pairs.route] * plan) for plan in plans])
 
-    def remember(self, deployment: Deployment, models: Models, last_good: Floats) -> None:
+    def remember(
+        self, deployment: Deployment, wanted: Floats, models: Models, last_good: Floats
+    ) -> None:
         """Take over the results of a tick."""
+        self.wanted = wanted
         self.shares, self.weights = deployment.shares, deployment.weights
         self.overlay = deployment.overlay
         self.models, self.last_good = models, last_good
@@ -62,7 +66,12 @@ def initial_state(problem: Problem) -> EngineState:
     """Start at the baseline, knowing only priors."""
     shares = limits.onto_allowed(problem.pairs, problem.baseline_shares, problem.allowed)
     return EngineState(
-        problem, shares, initial_models(problem), shares, np.zeros(len(shares), dtype=np.int64)
+        problem,
+        shares,
+        shares,
+        initial_models(problem),
+        shares,
+        np.zeros(len(shares), dtype=np.int64),
     )
 
 
@@ -117,7 +126,7 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
         demand=_carry(m.demand, route_from, fresh.demand),
         budget_pressure=_take(m.budget_pressure, route_from, fresh.budget_pressure),
     )
-    return EngineState(problem, shares, models, good, weights)
+    return EngineState(problem, shares, shares, models, good, weights)
 
 
 def _carry(old: _Rows, rows: Ints, blank: _Rows) -> _Rows:

@@ -71,6 +71,7 @@ class Decision:
     move: Ints  # (R,) index into ``MOVES``
     reason: Ints  # (R,) index into ``HOLD_REASONS``
     shares: Floats  # (P,)
+    wanted: Floats  # (P,) where to go on from: the plan, also where it is not worth a push yet
     chosen: Forecast
     hold: Forecast
     gap_ratio: float  # the solver's duality gap, relative
