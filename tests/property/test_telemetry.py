@@ -14,6 +14,7 @@ from xds_server.generated import xds_server_load_report_pb2 as load_pb
 from xds_server.model.snapshot import Node
 from xds_server.registry.registry import Registry
 from xds_server.telemetry.counters import Bases
+from xds_server.telemetry.layout import Layouts
 from xds_server.telemetry.load import parse_load_stats, read_reports
 from xds_server.telemetry.metrics import MetricsDecoder, parse_metrics
 from xds_server.telemetry.values import read_message
@@ -70,6 +71,24 @@ def test_any_values_leave_finite_increments_that_are_not_negative(messages: list
     window = registry.window(10.0, 1)
     assert np.all(np.isfinite(window.requests))
     assert len(registry.signals(10.0)) == 1
+
+
+@given(st.lists(st.tuples(hostile(), st.integers(0, 10**6)), min_size=2, max_size=6))
+def test_whatever_one_node_sends_another_counts_what_it_counted(
+    turns: list[tuple[Message, int]],
+) -> None:
+    bases, layouts = Bases(), Layouts()
+    ours, theirs = (MetricsDecoder(bases, frozenset(PROVIDERS), layouts) for _ in range(2))
+    total, summed = 0, 0.0
+    ours.decode(Message().counts("a", total=0).body, "honest", 0.0)
+    for now_s, (message, more) in enumerate(turns, start=1):
+        theirs.decode(message.body, "hostile", float(now_s))
+        total += more
+        batch = ours.decode(Message().counts("a", total=total).body, "honest", float(now_s))
+        assert batch is not None
+        summed += batch.counts[0, 0]
+        assert ours.refused == {}
+    assert summed == total
 
 
 @given(st.lists(st.lists(st.integers(0, 10**7), min_size=2, max_size=2), min_size=2, max_size=20))

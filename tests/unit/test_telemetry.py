@@ -293,9 +293,15 @@ def test_a_cluster_that_said_nothing_is_not_reported() -> None:
     assert reports(load(("cpu_utilization", 10, 0.0))) == ([], {})
 
 
-@pytest.mark.parametrize("total", [math.nan, -1.0, math.inf, 1e300])
-def test_a_metric_that_cannot_be_true_is_dropped(total: float) -> None:
+@pytest.mark.parametrize(
+    ("total", "reason"),
+    [
+        (math.nan, "not a number"), (-1.0, "negative"), (math.inf, "too large"),
+        (1e300, "too large"), (1001.0, "too large"),
+    ],
+)  # fmt: skip
+def test_a_metric_that_cannot_be_true_is_dropped(total: float, reason: str) -> None:
     found, refused = reports(load(("cpu_utilization", 1, total), ("mem_utilization", 1, 0.5)))
-    assert refused.total() == 1
+    assert refused == {reason: 1}
     assert math.isnan(found[0].utilisation_ratio)
     assert found[0].memory_ratio == 0.5

@@ -14,6 +14,8 @@ from xds_server.telemetry.values import LARGE, NAN, NEGATIVE
 PRICE_METRIC: Final = "named_metrics.price_per_million_requests_usd"
 """A provider announces its price per million requests under this ORCA metric."""
 _ABSURD: Final = 1e12
+RATIO_MOST: Final = 1e3
+"""A mean utilisation above this is not believed: many cores may be above 1, but not so far."""
 _SCALARS: Final = ("cpu_utilization", "mem_utilization", "application_utilization")
 _READ: Final = frozenset({*_SCALARS, PRICE_METRIC})
 
@@ -47,6 +49,9 @@ def read_reports(message: pb.LoadStatsRequest) -> tuple[list[LoadReport], Counte
                 if locality.HasField(name):
                     _add(totals, name, getattr(locality, name), refused)
         means = {n: m for n, (total, count) in totals.items() if (m := total / count) > 0.0}
+        for name in [n for n in _SCALARS if means.get(n, 0.0) > RATIO_MOST]:
+            refused[LARGE] += 1
+            del means[name]
         if means:
             application = means.get("application_utilization")
             busy = application or means.get("cpu_utilization", math.nan)
