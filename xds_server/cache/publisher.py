@@ -335,17 +335,18 @@ class Publisher:
         """
         by_shape: dict[tuple[str, str], dict[GroupKey, Mapping[str, Mapping[str, int]]]] = {}
         before = self._weights
+        known = {} if anew else before.overlay.weights
         encoded: dict[GroupKey, Encoded] = {}
         for group, weights in overlay.weights.items():
-            old = before.encoded.get(group)
-            if old is not None and not anew and before.overlay.weights.get(group) is weights:
-                encoded[group] = old
+            if known.get(group) is weights and (same := before.encoded.get(group)) is not None:
+                encoded[group] = same
             elif group.application in self._mesh.applications:
                 template = self._resources.template_of(group.application, group.template)
                 by_shape.setdefault((group.application, template), {})[group] = weights
         for (application, template), asked in by_shape.items():
             parts = self._resources.of(application, template)
-            for group, new in encode(parts, asked, self._ttl_s, before.epoch).items():
+            made = encode(parts, asked, self._ttl_s, before.epoch)
+            for group, new in zip(asked, made, strict=True):
                 old = before.encoded.get(group)
                 encoded[group] = old if old is not None and old.same_as(new) else new
         before.encoded = encoded

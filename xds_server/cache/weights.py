@@ -11,7 +11,7 @@ from xds_server.model.snapshot import Resource, TypeSnapshot
 from xds_server.model.versions import content_version, make_resource, type_snapshot
 from xds_server.resources.mesh import ApplicationResources, GrpcResources
 from xds_server.resources.runtime import LAYER
-from xds_server.resources.weights import sound_weights, validate_weights
+from xds_server.resources.weights import WEIGHT_MAX, validate_weights
 
 Table = list[list[int]]  # by route, and by provider in the route's order
 Asked = Mapping[ServiceName, Mapping[ProviderName, int]]
@@ -49,10 +49,13 @@ class Encoded:
 
 def encode(
     parts: ApplicationResources, asked: Mapping[GroupKey, Asked], ttl_s: float, epoch: int
-) -> dict[GroupKey, Encoded]:
-    """Encode the weights of groups that share ``parts``. Raises InvalidWeightsError."""
-    tables = [_table(parts, str(group), wanted) for group, wanted in asked.items()]
-    return dict(zip(asked, encode_tables(parts, tables, ttl_s, epoch), strict=True))
+) -> list[Encoded]:
+    """Encode the weights of groups that share ``parts``, in order. Raises InvalidWeightsError."""
+    tables = [_table(parts, wanted) for wanted in asked.values()]
+    if not _sound(parts, tables):
+        for group, table in zip(asked, tables, strict=True):
+            _validate(parts, str(group), table)
+    return encode_tables(parts, tables, ttl_s, epoch)
 
 
 def encode_masked(
@@ -63,7 +66,8 @@ def encode_masked(
     epoch: int,
 ) -> Encoded:
     """Encode weights for a node that may not use some of the providers yet."""
-    table = _table(parts, "a node's weights", asked)
+    table = _table(parts, asked)
+    _validate(parts, "a node's weights", table)
     return encode_tables(parts, [_mask(parts, table, masked)], ttl_s, epoch)[0]
 
 
@@ -78,7 +82,9 @@ def encode_routes(parts: GrpcResources, asked: Asked) -> TypeSnapshot:
 
     Raises InvalidWeightsError.
     """
-    return type_snapshot(_routes(parts, [_table(parts, "weights", asked)])[0])
+    table = _table(parts, asked)
+    _validate(parts, "weights", table)
+    return type_snapshot(_routes(parts, [table])[0])
 
 
 def encode_tables(
@@ -104,7 +110,7 @@ def _mask(
     return out
 
 
-def _table(parts: ApplicationResources | GrpcResources, what: str, asked: Asked) -> Table:
+def _table(parts: ApplicationResources | GrpcResources, asked: Asked) -> Table:
     """Weights of every route of a group: as asked for, else the baseline's.
 
     After a reload the last plan may lack new providers and name ones that are gone: new
@@ -112,18 +118,37 @@ def _table(parts: ApplicationResources | GrpcResources, what: str, asked: Asked)
     """
     table = []
     for route in parts.routes:
-        wanted = asked.get(route.service, {})
-        if tuple(wanted) == route.providers:
+        wanted = asked.get(route.service)
+        if wanted is None:
+            weights = list(route.baseline)
+        elif tuple(wanted) == route.providers:
             weights = list(wanted.values())
         else:
             weights = [wanted.get(p, 0) for p in route.providers]
             if not any(weights) and wanted.keys() != set(route.providers):
                 weights = list(route.baseline)
-        if not sound_weights(weights):
-            named = dict(zip(route.providers, weights, strict=True))
-            validate_weights(f"{what} {route.service}", named, route.providers)
         table.append(weights)
     return table
+
+
+def _sound(parts: ApplicationResources, tables: list[Table]) -> bool:
+    """Whether all weights of all groups are whole and in range, each route's with a sum above 0.
+
+    The same question that ``_validate`` answers route by route, for all at once.
+    """
+    rows = [list(chain.from_iterable(table)) for table in tables]
+    numbers = np.array(rows)
+    if numbers.dtype.kind != "i" or numbers.size == 0:
+        return False
+    starts = np.cumsum([0, *(len(route.providers) for route in parts.routes)])[:-1]
+    sums = np.add.reduceat(numbers, starts, axis=1)
+    return bool(numbers.min() >= 0 and numbers.max() <= WEIGHT_MAX and sums.min() > 0)
+
+
+def _validate(parts: ApplicationResources | GrpcResources, what: str, table: Table) -> None:
+    for route, weights in zip(parts.routes, table, strict=True):
+        named = dict(zip(route.providers, weights, strict=True))
+        validate_weights(f"{what} {route.service}", named, route.providers)
 
 
 def _runtimes(

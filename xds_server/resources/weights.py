@@ -13,12 +13,6 @@ WEIGHT_MAX = 10_000
 """The sum that plans are quantised to; far inside Envoy's uint32 and the 3-byte varint."""
 
 
-def sound_weights(weights: list[int]) -> bool:
-    """Whether all are whole and in range, with a sum above 0; ``validate_weights`` says why not."""
-    whole = set(map(type, weights)) == {int}
-    return whole and min(weights) >= 0 and max(weights) <= WEIGHT_MAX and sum(weights) > 0
-
-
 def validate_weights(
     what: str, weights: Mapping[ProviderName, int], providers: Iterable[ProviderName]
 ) -> None:
