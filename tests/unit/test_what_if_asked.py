@@ -217,6 +217,15 @@ def test_history_says_what_mesh_yaml_does_not(kept: tuple[Path, Plane]) -> None:
     )
 
 
+def test_history_that_cannot_be_read_is_said_and_done_without(tmp_path: Path) -> None:
+    path = tmp_path / "mesh.yaml"
+    path.write_text(MESH)
+    (tmp_path / "history.duckdb").write_bytes(b"not a database" * 100)
+    answer = ask_offline(path, "shop", "search", ["demand=50"])
+    assert answer.source == f"what {path} declares"
+    assert any(note.startswith("history not read, models as declared") for note in answer.notes)
+
+
 def test_a_replay_reads_the_file_where_no_server_answers(kept: tuple[Path, Plane]) -> None:
     path, _ = kept
     asked = ("replay-decisions", "--profile", "frugal", "-c", path, "--admin", NOBODY)
