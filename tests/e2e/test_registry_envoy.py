@@ -202,7 +202,9 @@ async def _shown(plane: Announcing, port: int) -> None:
     quantiles = [traffic[f"latency_{q}_ms"]["value"] for q in ("p50", "p95", "p99")]
     assert quantiles == sorted(quantiles)
     assert (traffic["availability_ratio"]["value"], traffic["error_ratio"]["value"]) == (1.0, 0.0)
-    assert pool["price_per_million_usd"] == {"value": 1.0, "age_s": None, "source": "declared"}
+    price = pool["price_per_million_usd"]
+    assert (price["value"], price["age_s"], price["source"]) == (1.0, None, "declared")
+    assert (price["standard_error"], price["stale"]) == (0.0, False)
     hourly = traffic["rps"]["value"] * 3600.0 / 1e6
     assert pool["cost_usd_per_h"]["value"] == pytest.approx(hourly)
     (instance,) = await plane.get("/v1/instances")
