@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from tests.unit.otlp_messages import DELTA, START_MS, Export
+from tests.unit.telemetry_messages import Message
 from xds_server.errors import RemoteProtocolError
 from xds_server.generated import xds_server_otlp_pb2 as pb
 from xds_server.model.telemetry import LATENCY_BUCKETS_MS, SampleBatch
+from xds_server.telemetry.counters import Bases
+from xds_server.telemetry.metrics import MetricsDecoder
 from xds_server.telemetry.otlp import OtlpDecoder
 from xds_server.telemetry.otlp_values import MESSAGE_MAX_BYTES, node_of, parse_otlp, read_otlp
 
@@ -19,8 +22,8 @@ BUCKETS = len(LATENCY_BUCKETS_MS) + 1
 class Stream:
     """A decoder that takes one export per second."""
 
-    def __init__(self) -> None:
-        self.decoder = OtlpDecoder()
+    def __init__(self, bases: Bases | None = None) -> None:
+        self.decoder = OtlpDecoder(bases)
         self.now_s = 0.0
 
     def take(self, export: Export, step_s: float = 1.0) -> SampleBatch | None:
@@ -219,6 +222,32 @@ def test_what_is_no_message_or_too_large_is_refused() -> None:
         parse_otlp(b"\xff")
     with pytest.raises(RemoteProtocolError, match="8 MiB"):
         parse_otlp(bytes(MESSAGE_MAX_BYTES + 1))
+
+
+def test_counters_that_another_process_left_go_on_and_histograms_start() -> None:
+    before = Stream(first := Bases())
+    before.take(Export(at_ms=1000).counts("a", total=10).times("a", buckets(_0=10)))
+    (after := Bases()).restore(first.saved(before.now_s, 60.0), before.now_s)
+    stream = Stream(after)
+    stream.now_s = before.now_s
+    batch = stream.counted(Export(at_ms=2000).counts("a", total=14).times("a", buckets(_0=14)))
+    assert batch.counts[0, 0] == 4.0
+    assert batch.latency_hist.sum() == 0.0
+    batch = stream.counted(Export(at_ms=3000).counts("a", total=15).times("a", buckets(_0=15)))
+    assert batch.latency_hist.sum() == 1.0
+
+
+def test_a_node_that_reports_by_both_sinks_is_counted_once() -> None:
+    both = Bases()
+    stream, metrics = Stream(both), MetricsDecoder(both, OURS)
+    attempts = 0.0
+    for second in range(1, 5):
+        export = Export(at_ms=1000 * second).counts("a", total=100 * second)
+        batches = [stream.take(export)]
+        message = Message(at_ms=START_MS + 1000 * second + 3).counts("a", total=100 * second)
+        batches.append(metrics.decode(message.body, "n", stream.now_s))
+        attempts += sum(batch.counts[0, 0] for batch in batches if batch is not None)
+    assert attempts == 300.0
 
 
 def test_nodes_do_not_mix() -> None:

@@ -137,27 +137,15 @@ class ControlPlane:
         self._lease_recorder = LeaseRecorder(self.metrics, self.leases)
         self.health = Health()
         speakers = self.ads.speakers
-        self.metrics_service = MetricsService(
-            self.registry,
-            recorder,
-            clock,
-            speakers,
-            lambda: self.mesh.telemetry.stats_flush_interval_s,
-        )
+        counted = (self.registry, recorder, clock, speakers)
+        self.metrics_service = MetricsService(*counted, self._flush_interval_s)
+        self.otlp = OtlpService(*counted, self._flush_interval_s, self.metrics_service.bases)
+        self.access_log = AccessLogService(*counted, self._flush_interval_s)
         file = mesh.history.path if mesh.history and self.history.up else None
         self._counters = KeptCounters(path.parent, file, self.metrics_service.bases, clock)
         self._counters.load()
         self.load_stats = LoadReportingService(
-            self.registry,
-            recorder,
-            clock,
-            speakers,
-            lambda: self.mesh.telemetry.load_report_interval_s,
-        )
-        counted = (self.registry, recorder, clock, speakers)
-        self.otlp = OtlpService(*counted, lambda: self.mesh.telemetry.stats_flush_interval_s)
-        self.access_log = AccessLogService(
-            *counted, lambda: self.mesh.telemetry.stats_flush_interval_s
+            *counted, lambda: self.mesh.telemetry.load_report_interval_s
         )
         self.serving = False
         self.config_error = ""
@@ -165,6 +153,9 @@ class ControlPlane:
         self._turned_s: float | None = None
         self._refused_recorded: Counter[str] = Counter()
         self._leaving: deque[tuple[float, NodeHandle]] = deque()  # when to let go, and of whom
+
+    def _flush_interval_s(self) -> float:
+        return self.mesh.telemetry.stats_flush_interval_s
 
     def handlers(self) -> tuple[Handler, ...]:
         """Return everything that the xDS port serves."""

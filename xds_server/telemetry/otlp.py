@@ -41,7 +41,10 @@ class _Times:
 
 
 class OtlpDecoder:
-    """Decodes exports of all nodes; keeps where each node's counters are.
+    """Decodes exports of all nodes; ``bases`` are where each node's counters are.
+
+    They may be the metrics service's too: a node that reports by both sinks is then counted
+    once.
 
     Of the export that was decoded last, ``hosts`` are the healthy hosts per provider,
     ``refused`` says why how many values (or it as a whole) were dropped, and ``events`` how it
@@ -49,8 +52,8 @@ class OtlpDecoder:
     recently heard starts from a new base.
     """
 
-    def __init__(self) -> None:
-        self._bases = Bases()
+    def __init__(self, bases: Bases | None = None) -> None:
+        self._bases = Bases() if bases is None else bases
         self._times: OrderedDict[NodeId, _Times] = OrderedDict()
         self.refused: Counter[str] = Counter()
         self.events: list[str] = []
@@ -79,19 +82,22 @@ class OtlpDecoder:
             return None
         return self._counted(base, values, node_id, now_s)
 
-    def _start(self, node_id: NodeId, values: OtlpValues) -> None:
+    def _start(self, node_id: NodeId, values: OtlpValues) -> _Times:
+        """Remember the first histograms of a node: what was before them is not ours."""
         times = self._times[node_id] = _Times()
         times.advance(values.names, values.times)
         times.totals_ms = values.sent_ms if values.start_ms else 0
-        self._times.move_to_end(node_id)
         while len(self._times) > NODES_KEPT:
             self._times.popitem(last=False)
+        return times
 
     def _counted(
         self, base: Base, values: OtlpValues, node_id: NodeId, now_s: float
     ) -> SampleBatch:
         """Take the differences."""
-        times = self._times.setdefault(node_id, _Times())
+        times = self._times.get(node_id)
+        if times is None:  # its counters are known from another process, or another sink
+            times = self._start(node_id, values)
         self._times.move_to_end(node_id)
         interval_s = base.interval_s
         # An Envoy that started after the last totals counts anew, even where it is further by now.

@@ -11,6 +11,7 @@ from xds_server.errors import RemoteProtocolError
 from xds_server.generated import xds_server_otlp_pb2 as pb
 from xds_server.model.ids import NodeId
 from xds_server.ports import Clock
+from xds_server.telemetry.counters import Bases
 from xds_server.telemetry.otlp import OtlpDecoder
 from xds_server.telemetry.otlp_values import MESSAGE_MAX_BYTES, node_of, parse_otlp, read_otlp
 from xds_server.wire.bounds import OVERSIZED, RATE, OversizedError, Pace
@@ -31,7 +32,8 @@ class OtlpService:
 
     Whose it is says the resource attribute ``service.instance.id``, which bootstraps set to
     the node's id; whether it may be counted says the connection, as for any other telemetry.
-    ``interval_s`` is how often sidecars are configured to report.
+    ``interval_s`` is how often sidecars are configured to report, ``bases`` are where their
+    counters are.
     """
 
     def __init__(
@@ -41,10 +43,11 @@ class OtlpService:
         clock: Clock,
         speakers: Speakers,
         interval_s: Callable[[], float] = lambda: 1.0,
+        bases: Bases | None = None,
     ) -> None:
         self._sink, self._tally, self._clock = sink, tally, clock
         self._speakers, self._interval_s = speakers, interval_s
-        self._decoder = OtlpDecoder()
+        self._decoder = OtlpDecoder(bases)
         self._paces: OrderedDict[str, Pace] = OrderedDict()
 
     def handler(self) -> grpc.GenericRpcHandler:
