@@ -1,0 +1,1 @@
+"""The laboratory: the engine and its rivals in the same discrete-event worlds."""

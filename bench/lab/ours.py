@@ -1,0 +1,122 @@
+"""The real engine as a policy: its mesh, its tick, its published weights."""
+
+import time
+
+import numpy as np
+
+from bench.lab.feed import Seen
+from bench.lab.worlds import World
+from xds_server.core.tables import Floats
+from xds_server.engine.loop import Tick, tick
+from xds_server.engine.state import EngineState, initial_state
+from xds_server.model.snapshot import Overlay
+from xds_server.model.telemetry import PairWindow, ProviderLoad
+
+
+class Wire:
+    """The actuator: keeps the newest weights, and counts what was pushed."""
+
+    def __init__(self) -> None:
+        self.overlay: Overlay | None = None
+        self.published = 0
+
+    def publish(self, overlay: Overlay, now_s: float) -> None:
+        """Take over new weights."""
+        self.overlay = overlay
+        self.published += 1
+
+    def renew(self, now_s: float) -> None:
+        """Nothing expires here."""
+
+
+class Ours:
+    """``xds_server.engine.loop.tick`` over what was seen."""
+
+    name = "ours"
+    in_data_plane = False
+    least_request = False
+
+    def start(self, world: World) -> Floats:
+        """Begin at the baseline, with the declared capacities."""
+        layout = world.layout
+        self._problem = layout.problem
+        self._mesh = layout.mesh
+        self._state: EngineState = initial_state(layout.problem)
+        self._wire = Wire()
+        self._shares = layout.problem.baseline_shares.copy()
+        self.tick_ms: list[float] = []
+        self.last: Tick | None = None
+        self.z: list[Floats] = []
+        """Of each tick, how many sigmas each settled forecast was off."""
+        nodes = tuple(next(iter(layout.problem.groups[k].nodes)) for k in layout.problem.group_keys)
+        self._nodes = nodes
+        pairs = layout.problem.pairs
+        self._node_row = layout.problem.route_group[pairs.route]
+        self._provider_row = pairs.provider
+        return self._shares
+
+    def step(self, seen: Seen) -> Floats:
+        """Run one tick of the engine; shares are those of the published weights."""
+        window, load = self._window(seen), self._load(seen)
+        begun = time.perf_counter()
+        done = tick(
+            self._state,
+            window,
+            load,
+            self._wire,
+            self._mesh.engine,
+            self._mesh.mode,
+            now_s=float(seen.tick + 1),
+            elapsed_s=1.0,
+        )
+        self.tick_ms.append(1e3 * (time.perf_counter() - begun))
+        self.last = done
+        self.z.append(done.lesson.outcomes.z)
+        self._take_published()
+        return self._shares
+
+    def _take_published(self) -> None:
+        """Read shares off the overlay, as sidecars do; a route without weights keeps its own."""
+        overlay, problem = self._wire.overlay, self._problem
+        if overlay is None:
+            return
+        weights = np.full(len(self._shares), np.nan)
+        starts = problem.pairs.starts
+        for r, key in enumerate(problem.routes):
+            mine = overlay.weights.get(key.group, {}).get(key.service)
+            if mine:
+                begin = int(starts[r])
+                weights[begin : begin + len(problem.names[r])] = [
+                    mine.get(name, 0) for name in problem.names[r]
+                ]
+        total = problem.pairs.sum_by_route(weights)[problem.pairs.route]
+        self._shares = np.where(total > 0.0, weights / total, self._shares)
+
+    def _window(self, seen: Seen) -> PairWindow:
+        return PairWindow(
+            window_s=seen.window_s,
+            nodes=self._nodes,
+            providers=self._problem.providers,
+            node_row=self._node_row,
+            provider_row=self._provider_row,
+            covered_s=seen.covered_s,
+            requests=seen.requests,
+            errors=seen.errors,
+            latency_sum_s=seen.latency_sum_s,
+            latency_count=seen.latency_count,
+            latency_hist=seen.latency_hist,
+            active=seen.active,
+            rx_bytes=seen.latency_count * 20_000.0,
+            tx_bytes=seen.requests * 500.0,
+            age_s=seen.age_s,
+        )
+
+    def _load(self, seen: Seen) -> ProviderLoad:
+        blank = np.full(len(seen.price_usd), np.nan)
+        return ProviderLoad(
+            self._problem.providers,
+            seen.utilisation_ratio,
+            blank,
+            1e6 * seen.price_usd,
+            seen.load_age_s,
+        )
