@@ -18,6 +18,7 @@ from tests.e2e.upstream import serving
 from xds_server.model.services import SampledCalls
 from xds_server.model.topology import Mesh
 from xds_server.registry.sampled import calls_by_node, calls_by_provider, sampled_calls
+from xds_server.resources.listener import SAMPLE_KEY
 from xds_server.wire.access_log_service import SERVICE, SOURCE
 
 pytestmark = pytest.mark.e2e
@@ -119,6 +120,19 @@ async def test_a_sample_is_a_part_of_the_calls(tmp_path: Path) -> None:
             "two flushes", lambda: plane.tally.counted["metrics_service messages"] > messages + 1
         )
         assert 50 < plane.tally.counted[f"{SOURCE} samples"] < 150
+
+
+async def test_an_operator_samples_more_at_one_envoy(tmp_path: Path) -> None:
+    async with serving("a") as up:
+        mesh, listen = logged(up["a"].port, 0.000_001)
+        plane = Plane(mesh)
+        async with plane.serving(), sidecar(mesh, tmp_path) as envoy:
+            async with aiohttp.ClientSession() as session:
+                url = f"http://127.0.0.1:{envoy.admin_port}/runtime_modify"
+                async with session.post(url, params={SAMPLE_KEY: "1000000"}) as answer:
+                    assert answer.status == 200
+            await send(listen, 50)
+            await all_sampled(plane, 50)
 
 
 async def test_bad_logs_are_refused_alone(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from xds_server.resources.common import ads, socket_address
 
 LOG_NAME: Final = "xds_server.calls"
 SAMPLE_KEY: Final = "xds_server.access_log_sample"
-"""Runtime key by which an operator samples more or less at one Envoy, at its admin interface."""
+"""Runtime key (calls out of a million) by which an operator samples more or less at one Envoy."""
 BUFFER_BYTES: Final = 16_384
 """What Envoy gathers of the log before it sends; beyond what it can send, it drops entries."""
 _MILLION: Final = 1_000_000
