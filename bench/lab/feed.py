@@ -47,14 +47,14 @@ class Noise:
 def draw_noise(world: World, seed: int, tick: int) -> Noise:
     """Draw one tick; depends on nothing but its arguments."""
     rng = np.random.default_rng([seed, 4, tick])
-    problem = world.layout.problem
-    pairs = problem.pairs
-    lost = rng.random(len(problem.group_keys)) < world.faults.dropped_ratio
+    layout = world.layout
+    pairs = layout.problem.pairs
+    lost = rng.random(len(layout.nodes)) < world.faults.dropped_ratio
     return Noise(
         np.exp(rng.normal(0.0, NOISE, len(pairs.route))),
         np.exp(rng.normal(0.0, NOISE, len(pairs.route))),
         np.exp(rng.normal(0.0, NOISE, pairs.providers)),
-        lost[problem.route_group[pairs.route]],
+        lost[layout.node_row],
     )
 
 

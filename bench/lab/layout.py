@@ -8,7 +8,7 @@ import numpy as np
 from xds_server.core.tables import Bools, Floats, Ints
 from xds_server.engine.problem import build_problem
 from xds_server.engine.types import Group, Problem
-from xds_server.model.ids import GroupKey, Locality
+from xds_server.model.ids import GroupKey, Locality, RouteKey
 from xds_server.model.template import Call, Profile, Template
 from xds_server.model.topology import (
     Address,
@@ -47,6 +47,8 @@ class Layout:
 
     mesh: Mesh
     problem: Problem
+    nodes: tuple[str, ...]  # one for each group
+    node_row: Ints  # (P,)
     region: Ints  # (R,) of the callers
     service: Ints  # (R,)
     home: Ints  # (J,) region of the provider
@@ -54,6 +56,7 @@ class Layout:
     endpoints: Ints  # (J,)
     service_s: Floats  # (J,) mean
     servers: Ints  # (J,)
+    declared_rps: Floats  # (J,) capacity as mesh.yaml has it: not quite the truth
     price_usd: Floats  # (J,) per request
     rtt_s: Floats  # (P,) between callers and provider
     egress_usd: Floats  # (P,) per response
@@ -106,7 +109,16 @@ def make_layout(size: str, seed: int, settings: EngineSettings | None = None) ->
     mesh, live = _mesh(offered, services, calls, groups, settings or EngineSettings())
     problem = build_problem(mesh, {p.name: p.endpoints for p in offered}, live)
     return _measure(
-        mesh, problem, rng, where, provider_service, endpoints, service_s, servers, price / 1e6
+        mesh,
+        problem,
+        rng,
+        where,
+        provider_service,
+        endpoints,
+        service_s,
+        servers,
+        declared * endpoints,
+        price / 1e6,
     )
 
 
@@ -158,6 +170,11 @@ def _mesh(
     return mesh, live
 
 
+def _node_of(route: RouteKey) -> str:
+    """Name of the one node of a route's group."""
+    return f"n{route.group.application[1:]}"
+
+
 def _measure(
     mesh: Mesh,
     problem: Problem,
@@ -167,6 +184,7 @@ def _measure(
     endpoints: Ints,
     service_s: Floats,
     servers: Ints,
+    declared_rps: Floats,
     price_usd: Floats,
 ) -> Layout:
     """Distances, demand, and what a dollar is worth; rows follow ``problem``."""
@@ -185,10 +203,18 @@ def _measure(
     baseline = problem.baseline_shares
     idle_ms = 1e3 * pairs.sum_by_route(baseline * (service_s[pairs.provider] + rtt_s))
     usd = pairs.sum_by_route(baseline * price_usd[pairs.provider])
-    ratio = problem.target.cost_weight / problem.target.performance_weight
+    profiles = [
+        mesh.applications[r.group.application].template.profile("steady") for r in problem.routes
+    ]
+    ratio = np.array([p.cost_weight / p.performance_weight for p in profiles])
+    nodes = tuple(sorted({_node_of(r) for r in problem.routes}))
+    row = {node: i for i, node in enumerate(nodes)}
+    node_row = np.array([row[_node_of(r)] for r in problem.routes], dtype=np.int64)
     return Layout(
         mesh,
         problem,
+        nodes,
+        node_row[pairs.route],
         region,
         service,
         home,
@@ -196,6 +222,7 @@ def _measure(
         endpoints,
         service_s,
         servers,
+        declared_rps,
         price_usd,
         rtt_s,
         egress,

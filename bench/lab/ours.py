@@ -1,6 +1,7 @@
 """The real engine as a policy: its mesh, its tick, its published weights."""
 
 import time
+from itertools import pairwise
 
 import numpy as np
 
@@ -43,16 +44,20 @@ class Ours:
         self._mesh = layout.mesh
         self._state: EngineState = initial_state(layout.problem)
         self._wire = Wire()
+        self._taken: Overlay | None = None
         self._shares = layout.problem.baseline_shares.copy()
         self.tick_ms: list[float] = []
         self.last: Tick | None = None
         self.z: list[Floats] = []
         """Of each tick, how many sigmas each settled forecast was off."""
-        nodes = tuple(next(iter(layout.problem.groups[k].nodes)) for k in layout.problem.group_keys)
-        self._nodes = nodes
-        pairs = layout.problem.pairs
-        self._node_row = layout.problem.route_group[pairs.route]
+        pairs, providers = layout.problem.pairs, layout.problem.providers
+        self._nodes, self._node_row = layout.nodes, layout.node_row
         self._provider_row = pairs.provider
+        ends = [*pairs.starts.tolist(), len(pairs.route)]
+        self._names = [
+            (begin, [providers[j] for j in pairs.provider[begin:end]])
+            for begin, end in pairwise(ends)
+        ]
         return self._shares
 
     def step(self, seen: Seen) -> Floats:
@@ -78,17 +83,20 @@ class Ours:
     def _take_published(self) -> None:
         """Read shares off the overlay, as sidecars do; a route without weights keeps its own."""
         overlay, problem = self._wire.overlay, self._problem
-        if overlay is None:
+        if overlay is None or overlay is self._taken:
             return
         weights = np.full(len(self._shares), np.nan)
-        starts = problem.pairs.starts
+        before = self._taken.weights if self._taken is not None else {}
         for r, key in enumerate(problem.routes):
-            mine = overlay.weights.get(key.group, {}).get(key.service)
+            group = overlay.weights.get(key.group)
+            # A group that kept its weights kept the very object.
+            if group is None or group is before.get(key.group):
+                continue
+            mine = group.get(key.service)
             if mine:
-                begin = int(starts[r])
-                weights[begin : begin + len(problem.names[r])] = [
-                    mine.get(name, 0) for name in problem.names[r]
-                ]
+                begin, names = self._names[r]
+                weights[begin : begin + len(names)] = [mine.get(name, 0) for name in names]
+        self._taken = overlay
         total = problem.pairs.sum_by_route(weights)[problem.pairs.route]
         self._shares = np.where(total > 0.0, weights / total, self._shares)
 

@@ -264,8 +264,7 @@ class Waterfall(Equal):
     def start(self, world: World) -> Floats:
         """Know what was declared."""
         super().start(world)
-        problem = world.layout.problem
-        self._room = self._threshold * problem.capacity_prior_rps
+        self._room = self._threshold * world.layout.declared_rps
         self._demand = world.layout.demand_rps.copy()
         self._order = np.argsort(world.layout.rtt_s, kind="stable")
         return self.shares

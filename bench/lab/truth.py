@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numba import njit
 
+from bench.lab.layout import SLO_S
 from bench.lab.worlds import World
 from xds_server.core.tables import Floats, Ints
 from xds_server.model.telemetry import LATENCY_BUCKETS_MS
@@ -160,7 +161,7 @@ class Truth:
             self._cell,
             self.scalars,
             self.detail[tick],
-            layout.problem.target.slo_s,
+            np.full(pairs.routes, SLO_S),
             retry_at,
             retry_route,
             retry_attempt,
