@@ -1,13 +1,14 @@
 """Weights as bytes: for all groups of an application at once, and for single nodes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 
+from xds_server.core.tables import Ints
 from xds_server.model.ids import RDS, RTDS, GroupKey, ProviderName, ServiceName
-from xds_server.model.snapshot import Resource, TypeSnapshot
+from xds_server.model.snapshot import GroupWeights, Resource, TypeSnapshot
 from xds_server.model.versions import content_version, make_resource, type_snapshot
 from xds_server.resources.mesh import ApplicationResources, GrpcResources
 from xds_server.resources.runtime import LAYER
@@ -26,35 +27,37 @@ class Encoded:
 
     runtime: TypeSnapshot
     parts: ApplicationResources
-    numbers: tuple[int, ...]  # in the order of ``parts.runtime.keys``
+    numbers: Ints  # (W,) in the order of ``parts.runtime.keys``
     _routes: TypeSnapshot | None = None
 
     @property
     def routes(self) -> TypeSnapshot:
         """RouteConfigurations with these weights inside."""
         if self._routes is None:
-            rest = iter(self.numbers)
+            rest = iter(self.numbers.tolist())
             table = [[next(rest) for _ in route.providers] for route in self.parts.routes]
             self._routes = type_snapshot(_routes(self.parts, [table])[0])
         return self._routes
 
     def same_as(self, other: "Encoded") -> bool:
         """Whether a client that has one has the other."""
-        return (
-            self.runtime == other.runtime
-            and self.numbers == other.numbers
-            and self.parts.routes == other.parts.routes
-        )
+        return self.runtime == other.runtime and self.parts.routes == other.parts.routes
 
 
 def encode(
     parts: ApplicationResources, asked: Mapping[GroupKey, Asked], ttl_s: float, epoch: int
 ) -> list[Encoded]:
     """Encode the weights of groups that share ``parts``, in order. Raises InvalidWeightsError."""
+    keys, rows = parts.runtime.keys, []
+    for wanted in asked.values():
+        if not isinstance(wanted, GroupWeights) or wanted.layout != keys:
+            break
+        rows.append(wanted.numbers)
+    if len(rows) == len(asked) and _sound(parts, np.array(rows)):
+        return _encoded(parts, np.array(rows), ttl_s, epoch)
     tables = [_table(parts, wanted) for wanted in asked.values()]
-    if not _sound(parts, tables):
-        for group, table in zip(asked, tables, strict=True):
-            _validate(parts, str(group), table)
+    for group, table in zip(asked, tables, strict=True):
+        _validate(parts, str(group), table)
     return encode_tables(parts, tables, ttl_s, epoch)
 
 
@@ -91,10 +94,24 @@ def encode_tables(
     parts: ApplicationResources, tables: list[Table], ttl_s: float, epoch: int
 ) -> list[Encoded]:
     """Encode one table per group."""
-    flat = [tuple(chain.from_iterable(table)) for table in tables]
+    rows = [list(chain.from_iterable(table)) for table in tables]
+    numbers = np.array(rows, dtype=np.int64).reshape(len(tables), len(parts.runtime.keys))
+    return _encoded(parts, numbers, ttl_s, epoch)
+
+
+def _encoded(parts: ApplicationResources, rows: Ints, ttl_s: float, epoch: int) -> list[Encoded]:
+    """Encode (G, W) weights; the keys of a layer follow the routes and their providers."""
+    bodies = parts.runtime.bytes_but_weights.fill(rows.astype(np.float64))
+    # A client may have dropped what expired, so an epoch counts as part of the content.
     return [
-        Encoded(type_snapshot((runtime,)), parts, numbers)
-        for runtime, numbers in zip(_runtimes(parts, flat, ttl_s, epoch), flat, strict=True)
+        Encoded(
+            type_snapshot(
+                (Resource(RTDS, LAYER, f"{content_version(body)}-{epoch}", body, ttl_s),)
+            ),
+            parts,
+            numbers,
+        )
+        for body, numbers in zip(bodies, rows, strict=True)
     ]
 
 
@@ -131,14 +148,12 @@ def _table(parts: ApplicationResources | GrpcResources, asked: Asked) -> Table:
     return table
 
 
-def _sound(parts: ApplicationResources, tables: list[Table]) -> bool:
-    """Whether all weights of all groups are whole and in range, each route's with a sum above 0.
+def _sound(parts: ApplicationResources, numbers: Ints) -> bool:
+    """Whether all weights of all groups are in range, each route's with a sum above 0.
 
-    The same question that ``_validate`` answers route by route, for all at once.
+    The same question that ``_validate`` answers route by route, for (G, W) numbers at once.
     """
-    rows = [list(chain.from_iterable(table)) for table in tables]
-    numbers = np.array(rows)
-    if numbers.dtype.kind != "i" or numbers.size == 0:
+    if numbers.size == 0:
         return False
     starts = np.cumsum([0, *(len(route.providers) for route in parts.routes)])[:-1]
     sums = np.add.reduceat(numbers, starts, axis=1)
@@ -149,18 +164,6 @@ def _validate(parts: ApplicationResources | GrpcResources, what: str, table: Tab
     for route, weights in zip(parts.routes, table, strict=True):
         named = dict(zip(route.providers, weights, strict=True))
         validate_weights(f"{what} {route.service}", named, route.providers)
-
-
-def _runtimes(
-    parts: ApplicationResources, flat: list[tuple[int, ...]], ttl_s: float, epoch: int
-) -> Iterable[Resource]:
-    """Layers of every group; the keys of a layer follow the routes and their providers."""
-    numbers = np.array(flat, dtype=np.float64).reshape(len(flat), len(parts.runtime.keys))
-    bodies = parts.runtime.bytes_but_weights.fill(numbers)
-    # A client may have dropped what expired, so an epoch counts as part of the content.
-    return [
-        Resource(RTDS, LAYER, f"{content_version(body)}-{epoch}", body, ttl_s) for body in bodies
-    ]
 
 
 def _routes(

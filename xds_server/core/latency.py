@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xds_server.core.tables import Bools, Floats
+from xds_server.core.tables import Bools, Floats, Ints
 
 RHO_LINEAR = 0.95
 """Utilisation from which T continues along its tangent."""
@@ -60,6 +60,16 @@ class Stations:
     def capacity_rps(self) -> Floats:
         """(J,) rate at which utilisation is 1."""
         return self.servers * self.kappa / self.service_s
+
+    def rows(self, rows: Ints) -> "Stations":
+        """Return some of them, without their power curves."""
+        return Stations(
+            self.service_s[rows],
+            self.servers[rows],
+            self.kappa[rows],
+            self.variability[rows],
+            self.tail_ratio[rows],
+        )
 
     @property
     def idle_s(self) -> Floats:

@@ -8,7 +8,7 @@ weighted least squares in relative errors, averaged by their likelihood, and com
 station by likelihood over the bins; a power curve has two parameters more, and pays for them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -101,8 +101,38 @@ def update(
     variance : (J,) relative variance of ``observed_s`` as a measurement at that load
     stations : the other family's curves, as they are now
     known_capacity : (J,) whether the stations' is more than a guess
-    eligible : (J,) whether the power family may be chosen
+    eligible : (J,) whether the power family may be chosen; nothing is kept of the others
     """
+    rows = np.flatnonzero(eligible)
+    if len(rows) == 0:
+        return replace(fits, chosen=np.zeros_like(fits.chosen))
+    columns = [f.name for f in fields(PowerFits)]
+    mine = PowerFits(*(getattr(fits, name)[rows] for name in columns))
+    done = _update(
+        mine,
+        rps[rows],
+        observed_s[rows],
+        samples[rows],
+        variance[rows],
+        stations.rows(rows),
+        known_capacity[rows],
+    )
+    whole = {name: getattr(fits, name).copy() for name in columns}
+    whole["chosen"][:] = False
+    for name in columns:
+        whole[name][rows] = getattr(done, name)
+    return PowerFits(**whole)
+
+
+def _update(
+    fits: PowerFits,
+    rps: Floats,
+    observed_s: Floats,
+    samples: Floats,
+    variance: Floats,
+    stations: Stations,
+    known_capacity: Bools,
+) -> PowerFits:
     seen = (samples > 0.0) & np.isfinite(observed_s) & (rps > 0.0)
     scale = np.where(np.isnan(fits.scale_rps) & seen, rps, fits.scale_rps)
     x0 = np.where(np.isfinite(scale), scale, 1.0)
@@ -143,7 +173,7 @@ def update(
     off = np.abs(np.log(np.where(seen, observed_s, now) / now) - level)
     true = (off < np.log(CHANGED_RATIO)) | (off < CHANGED_SIGMA * np.sqrt(noise))
     count = np.where(true, count, 0.0)
-    chosen = eligible & apart & better & (count >= LEAST_COUNT)
+    chosen = apart & better & (count >= LEAST_COUNT)
     return PowerFits(
         scale,
         weight,

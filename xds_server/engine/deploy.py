@@ -11,7 +11,7 @@ from xds_server.core.tables import Bools, Floats, Ints, Pairs
 from xds_server.engine.types import Problem
 from xds_server.model.decision import Decision, Forecast
 from xds_server.model.ids import GroupKey
-from xds_server.model.snapshot import Overlay
+from xds_server.model.snapshot import GroupWeights, Overlay
 from xds_server.model.topology import Mode
 
 NOTHING = Overlay({})
@@ -96,22 +96,14 @@ def to_overlay(problem: Problem, weights: Ints, changed: Bools, before: Overlay)
     Groups none of whose routes ``changed`` (R,) keep the very mapping that they had ``before``,
     by which the publisher knows that there is nothing to encode.
     """
-    served = problem.pairs.sum_by_route(weights) > 0
     touched = np.zeros(len(problem.group_keys), dtype=bool)
     touched[problem.route_group[changed]] = True
+    ends = problem.group_ends.tolist()
     overlay: dict[GroupKey, Mapping[str, Mapping[str, int]]] = {}
-    numbers = weights.tolist()
-    ends = [*problem.pairs.starts.tolist(), len(numbers)]
     for g, key in enumerate(problem.group_keys):
         known = before.weights.get(key)
         if known is not None and not touched[g]:
             overlay[key] = known
-            continue
-        overlay[key] = {
-            problem.routes[r].service: dict(
-                zip(problem.names[r], numbers[ends[r] : ends[r + 1]], strict=True)
-            )
-            for r in problem.group_routes[g]
-            if served[r]
-        }
+        else:
+            overlay[key] = GroupWeights(problem.layouts[g], weights[ends[g] : ends[g + 1]].copy())
     return Overlay(overlay)

@@ -8,6 +8,7 @@ import numpy as np
 from xds_server.core.tables import Pairs
 from xds_server.engine.types import Group, Problem, ProfileArrays
 from xds_server.model.ids import GroupKey, ProviderName, RouteKey
+from xds_server.model.snapshot import Layout
 from xds_server.model.template import Call, Profile, Template
 from xds_server.model.topology import Address, Mesh, Provider
 
@@ -36,6 +37,7 @@ def build_problem(
     ordered = sorted(groups, key=lambda g: g.key)
     rows = [row for group in ordered for row in _rows(mesh, group)]
     providers = tuple(sorted(mesh.providers))
+    layouts = _layouts(rows, {group.key: i for i, group in enumerate(ordered)})
     provider_row = {name: i for i, name in enumerate(providers)}
     group_row = {group.key: i for i, group in enumerate(ordered)}
     flat = [(r, row, p) for r, row in enumerate(rows) for p in row.candidates]
@@ -72,8 +74,8 @@ def build_problem(
         group_of_node={node: i for i, g in enumerate(ordered) for node in g.nodes},
         group_keys=tuple(g.key for g in ordered),
         route_group=np.array([group_row[row.key.group] for row in rows], dtype=np.int64),
-        group_routes=_group_routes(rows, group_row),
-        names=tuple(tuple(p.name for p in row.candidates) for row in rows),
+        group_ends=np.cumsum([0, *(len(layout) for layout in layouts)]),
+        layouts=layouts,
         pair_key=keys[order],
         pair_at=order,
         place=np.array(
@@ -100,14 +102,14 @@ def build_problem(
     )
 
 
-def _group_routes(
-    rows: list[_Row], group_row: Mapping[GroupKey, int]
-) -> tuple[tuple[int, ...], ...]:
-    """Rows of each group's routes."""
-    found: list[list[int]] = [[] for _ in group_row]
-    for r, row in enumerate(rows):
-        found[group_row[row.key.group]].append(r)
-    return tuple(tuple(mine) for mine in found)
+def _layouts(rows: list[_Row], group_row: Mapping[GroupKey, int]) -> tuple[Layout, ...]:
+    """What the pairs of each group are of; routes come group by group."""
+    found: list[list[tuple[str, str]]] = [[] for _ in group_row]
+    for row in rows:
+        mine = found[group_row[row.key.group]]
+        mine.extend((row.key.service, p.name) for p in row.candidates)
+    shared: dict[Layout, Layout] = {}
+    return tuple(shared.setdefault(key, key) for key in map(tuple, found))
 
 
 def _rows(mesh: Mesh, group: Group) -> Iterable[_Row]:

@@ -19,6 +19,7 @@ from xds_server.model.ids import (
     ProviderName,
     RouteKey,
 )
+from xds_server.model.snapshot import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,8 @@ class Problem:
     group_of_node: Mapping[NodeId, int]  # row in group_keys
     group_keys: tuple[GroupKey, ...]
     route_group: Ints  # (R,) row in group_keys
-    group_routes: tuple[tuple[int, ...], ...]  # (G,) rows of the group's routes
-    names: tuple[tuple[ProviderName, ...], ...]  # (R,) providers of each route, as in pairs
+    group_ends: Ints  # (G + 1,) where each group's pairs begin, and where the last one's end
+    layouts: tuple[Layout, ...]  # (G,) what a group's pairs are of; equal ones are one object
     pair_key: Ints  # (P,) group row * J + provider row, ascending
     pair_at: Ints  # (P,) pair that pair_key belongs to
     place: Ints  # (P,) row of the place

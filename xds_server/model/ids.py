@@ -51,8 +51,15 @@ class Locality:
         return "/".join(p for p in (self.region, self.zone, self.sub_zone) if p) or "-"
 
 
+class _Hashed:
+    """Room for a hash that is computed once: keys are looked up many times every tick."""
+
+    __slots__ = ("_hash",)
+    _hash: int
+
+
 @dataclass(frozen=True, slots=True, order=True)
-class GroupKey:
+class GroupKey(_Hashed):
     """Instances that share application, phase and locality share their weights.
 
     So do only those with the same template: ``template`` names it where a node's metadata
@@ -63,6 +70,13 @@ class GroupKey:
     phase: PhaseName
     locality: Locality
     template: str = ""
+
+    def __post_init__(self) -> None:
+        parts = (self.application, self.phase, self.locality, self.template)
+        object.__setattr__(self, "_hash", hash(parts))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -1,10 +1,24 @@
 """What a node should have: named, versioned, already serialised resources."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TypeAlias
 
-from xds_server.model.ids import GroupKey, NodeId, ResourceName, TypeUrl, Version
+import numpy as np
+from numpy.typing import NDArray
+
+from xds_server.model.ids import (
+    GroupKey,
+    NodeId,
+    ProviderName,
+    ResourceName,
+    ServiceName,
+    TypeUrl,
+    Version,
+)
+
+Ints: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +91,44 @@ class Node:
     def is_grpc(self) -> bool:
         """Whether it is an application that calls without a sidecar, by gRPC's own xDS client."""
         return self.user_agent.startswith("gRPC")
+
+
+Layout: TypeAlias = tuple[tuple[ServiceName, ProviderName], ...]
+"""What a row of weights is of, in order; the providers of a service are neighbours."""
+
+
+class GroupWeights(Mapping[ServiceName, Mapping[ProviderName, int]]):
+    """One group's weights as a row of numbers, and as a mapping for who looks into it.
+
+    A service whose numbers are all 0 is left out of the mapping: it keeps its baseline.
+    """
+
+    __slots__ = ("_mapping", "layout", "numbers")
+
+    def __init__(self, layout: Layout, numbers: Ints) -> None:
+        """Take over ``numbers`` (W,), one for each key of ``layout``."""
+        self.layout, self.numbers = layout, numbers
+        self._mapping: dict[ServiceName, Mapping[ProviderName, int]] | None = None
+
+    def _named(self) -> dict[ServiceName, Mapping[ProviderName, int]]:
+        if self._mapping is None:
+            named: dict[ServiceName, dict[ProviderName, int]] = {}
+            for (service, provider), weight in zip(self.layout, self.numbers.tolist(), strict=True):
+                named.setdefault(service, {})[provider] = weight
+            self._mapping = {s: weights for s, weights in named.items() if any(weights.values())}
+        return self._mapping
+
+    def __getitem__(self, service: ServiceName) -> Mapping[ProviderName, int]:
+        return self._named()[service]
+
+    def __iter__(self) -> Iterator[ServiceName]:
+        return iter(self._named())
+
+    def __len__(self) -> int:
+        return len(self._named())
+
+    def __repr__(self) -> str:
+        return repr(self._named())
 
 
 @dataclass(frozen=True, slots=True)
