@@ -20,8 +20,8 @@ from xds_server.core.latency import Stations
 from xds_server.core.tables import Bools, Floats, Pairs
 
 MAX_ITERATIONS = 50
-GAP_RATIO = 1e-4
-"""Relative duality gap at which iteration stops."""
+GAP_RATIO = 5e-4
+"""Relative duality gap at which iteration stops: well inside what models are worth."""
 SHARE_FLOOR = 0.02
 """A small share could hardly grow by a multiplicative step; it starts from here."""
 _CG_ITERATIONS = 6
@@ -146,6 +146,8 @@ def solve(
     fixed_ms: Floats,
     tau_ms: Floats,
     stations: Stations,
+    *,
+    gap_ratio: float = GAP_RATIO,
 ) -> Solution:
     """Find the next shares.
 
@@ -156,6 +158,7 @@ def solve(
     demand_rps : (R,) >= 0
     fixed_ms : (P,) cost of a request apart from the provider's latency
     tau_ms : (R,) > 0, reluctance to move
+    gap_ratio : relative duality gap at which iteration stops
 
     Returns
     -------
@@ -172,14 +175,15 @@ def solve(
     )
     point = step.at(pairs.sum_by_provider(step.demand * shares_now))
     iterations = 1
-    while iterations < MAX_ITERATIONS and point.gap > GAP_RATIO * point.scale:
+    while iterations < MAX_ITERATIONS and point.gap > gap_ratio * point.scale:
         better = _ascend(step, point)
         iterations += 1
         if better is None:  # no step in this direction gains: numerically at the top
             break
         point = better
-    gap_ratio = point.gap / max(point.scale, 1e-12)
-    return Solution(point.shares, point.price_ms, gap_ratio, iterations)
+    return Solution(
+        point.shares, point.price_ms, point.gap / max(point.scale, 1e-12), iterations
+    )
 
 
 def _ascend(step: _Step, point: _Point) -> _Point | None:
