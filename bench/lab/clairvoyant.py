@@ -121,7 +121,7 @@ def fixed_ms(world: World, tick: int, wait_s: Floats) -> Floats:
     layout = world.layout
     pairs = layout.problem.pairs
     failing = world.error_ratio[tick][pairs.provider]
-    usd = world.price_usd[tick][pairs.provider] + (1.0 - failing) * layout.egress_usd
+    usd = (1.0 - failing) * (world.price_usd[tick][pairs.provider] + layout.egress_usd)
     fixed: Floats = (
         1e3 * (1.0 - failing) * (layout.rtt_s + wait_s[pairs.provider])
         + failing * layout.failure_ms

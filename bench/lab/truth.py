@@ -410,7 +410,9 @@ def _serve(  # type: ignore[no-untyped-def]
             count[row, p] += 1.0
             hist[row, p, np.searchsorted(bounds_s, taken)] += 1.0
         again = failed and attempt[i] < retries
-        usd = price_usd[j] + (egress_usd[p] if not failed else 0.0)
+        # A refusal is free; work that came too late is not, but nothing crosses regions.
+        usd = 0.0 if failed and answered else price_usd[j]
+        usd += 0.0 if failed else egress_usd[p]
         c = cell[r]
         scalars[c, 0] += 1.0 if attempt[i] == 0 else 0.0
         scalars[c, 1] += 0.0 if failed and not again else taken

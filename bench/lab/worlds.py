@@ -114,12 +114,12 @@ def _outage(world: World, rng: np.random.Generator, scale: float) -> World:
 
 
 def _flash_crowd(world: World, rng: np.random.Generator, scale: float) -> World:
-    """A tenth of the routes want 2.4 times as much, within 3 ticks, for a minute."""
+    """A tenth of the routes want 2.4 times as much, within 3 ticks, for a minute; in bursts."""
     until = round(END * scale)
     hot = rng.random(world.demand_rps.shape[1]) < 0.1
     ramp = np.clip(np.arange(1, until - world.event + 1) / 3.0, 0.0, 1.0)
     world.demand_rps[world.event : until, hot] *= (1.0 + 1.4 * ramp)[:, None]
-    return world
+    return replace(world, burst_cv=0.3)
 
 
 def _slow_start(world: World, rng: np.random.Generator, scale: float) -> World:
@@ -173,8 +173,7 @@ def _blackout(world: World, rng: np.random.Generator, scale: float) -> World:
 
 def _liar(world: World, rng: np.random.Generator, scale: float) -> World:
     """One provider loses four fifths of its capacity and says that it idles."""
-    liar = int(np.argmax(np.bincount(world.layout.problem.pairs.provider)))
-    liar = int(rng.choice(_carried(world))) if len(_carried(world)) else liar
+    liar = int(rng.choice(_carried(world)))
     world.slowness[world.event :, liar] = 5.0
     return replace(world, faults=Faults(liar=liar, lie_ratio=0.05))
 
