@@ -1,6 +1,5 @@
 """What sampled calls say of every (node, provider) pair lately: a ring of slots."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Final
@@ -9,7 +8,6 @@ import numpy as np
 
 from xds_server.model.calls import CALL_BOUNDS_MS, CALL_COLUMNS, CallBatch, CallWindow
 from xds_server.model.ids import NodeId, ProviderName
-from xds_server.model.telemetry import Ints
 
 SLOTS: Final = 7
 TURNS: Final = 5
@@ -111,11 +109,17 @@ class CallSamples:
         sums = {name: self._counts[:, row, _CALLS].sum() for name, row in rows.items()}
         return {name: float(calls) for name, calls in sums.items() if calls}
 
-    def read_ratio(self, node_id: NodeId) -> float:
-        """Return the reads by a node's sampled calls; NaN without any."""
-        rows: Ints = np.array(list(self._rows.get(node_id, {}).values()), dtype=np.int64)
-        calls, reads = self._counts[:, rows][:, :, [_CALLS, _READS]].sum(axis=(0, 1)).tolist()
-        return reads / calls if calls else math.nan
+    def read_ratios(self) -> dict[NodeId, float]:
+        """Return the reads by all sampled calls, of the nodes with any."""
+        nodes = list(self._rows)
+        rows = [row for mine in self._rows.values() for row in mine.values()]
+        node = np.repeat(np.arange(len(nodes)), [len(mine) for mine in self._rows.values()])
+        calls, reads = (
+            np.bincount(node, self._counts[:, rows, column].sum(axis=0), len(nodes)).tolist()
+            for column in (_CALLS, _READS)
+        )
+        known = zip(nodes, calls, reads, strict=True)
+        return {name: read / called for name, called, read in known if called}
 
     def _allot(self) -> int | None:
         if self._free:

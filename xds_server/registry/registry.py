@@ -255,13 +255,19 @@ class Registry:
         window = self.window(now_s, SIGNAL_SLOTS)
         row_of = {node: i for i, node in enumerate(window.nodes)}
         sums = instance_sums(window, [self._services[p] for p in window.providers])
+        reads = self.calls.read_ratios()
         return [
-            self._signals(known, sums, row_of.get(node_id), now_s)
+            self._signals(known, sums, row_of.get(node_id), reads.get(node_id, math.nan), now_s)
             for node_id, known in self._nodes.items()
         ]
 
     def _signals(
-        self, known: Connected, sums: InstanceSums, row: int | None, now_s: float
+        self,
+        known: Connected,
+        sums: InstanceSums,
+        row: int | None,
+        read_ratio: float,
+        now_s: float,
     ) -> InstanceSignals:
         node_id, heard_at_s = known.node.node_id, self._heard_at_s.get(known.node.node_id)
         return InstanceSignals(
@@ -275,7 +281,7 @@ class Registry:
             telemetry_age_s=math.inf if heard_at_s is None else now_s - heard_at_s,
             cpu_ratio=self.usages.value(node_id, "cpu_ratio", now_s),
             memory_bytes=self.usages.value(node_id, "memory_bytes", now_s),
-            read_ratio=self.calls.read_ratio(node_id),
+            read_ratio=read_ratio,
         )
 
 
