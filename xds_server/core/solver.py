@@ -181,9 +181,7 @@ def solve(
         if better is None:  # no step in this direction gains: numerically at the top
             break
         point = better
-    return Solution(
-        point.shares, point.price_ms, point.gap / max(point.scale, 1e-12), iterations
-    )
+    return Solution(point.shares, point.price_ms, point.gap / max(point.scale, 1e-12), iterations)
 
 
 def _ascend(step: _Step, point: _Point) -> _Point | None:

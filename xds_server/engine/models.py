@@ -85,7 +85,7 @@ def initial_models(problem: Problem) -> Models:
         tail_ratio=np.full(providers, 2.0),
         errors=ErrorCounts(zeros, zeros, zeros),
         power=power.no_fits(providers),
-        distances=distance.no_distances(len(problem.places)),
+        distances=distance.no_distances(len(problem.places), len(problem.links)),
         calibration=np.ones(routes),
         demand=unknown_demand(routes),
         budget_pressure=np.ones(routes),
@@ -126,6 +126,7 @@ def update_models(
     distances = distance.update(
         models.distances,
         problem.place_provider,
+        problem.place_link,
         problem.place_home,
         problem.pairs.providers,
         seen.place_latency_s,

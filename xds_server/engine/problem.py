@@ -59,6 +59,9 @@ def build_problem(
         for q, key in enumerate(sorted({(row.key.group.locality, p.name) for _, row, p in flat}))
     }
     region = {p.name: p.locality.region for p in mesh.providers.values()}
+    link_of = {
+        key: k for k, key in enumerate(sorted({(where.region, region[p]) for where, p in place_of}))
+    }
     cells = {(e.origin, e.to): e.per_gib_usd for e in mesh.egress}
     order = np.argsort(keys, kind="stable").astype(np.int64)
     declared = [mesh.providers[name] for name in providers]
@@ -83,6 +86,10 @@ def build_problem(
         ),
         places=tuple(place_of),
         place_provider=np.array([provider_row[name] for _, name in place_of], dtype=np.int64),
+        place_link=np.array(
+            [link_of[where.region, region[name]] for where, name in place_of], dtype=np.int64
+        ),
+        links=tuple(link_of),
         place_home=np.array([where.region == region[name] for where, name in place_of], dtype=bool),
         target=_profile_arrays([r.template.profile(r.key.group.phase) for r in rows], flat, rows),
         origin=_profile_arrays([_origin(r) for r in rows], flat, rows),

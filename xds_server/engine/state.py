@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from xds_server.core import limits
-from xds_server.core.distance import Distances
+from xds_server.core.distance import Distances, no_distances
 from xds_server.core.estimate import ErrorCounts, LogFilter
 from xds_server.core.power import PowerFits
 from xds_server.core.tables import Floats, Ints
@@ -23,7 +23,7 @@ from xds_server.model.snapshot import Overlay
 
 FORECASTS_KEPT: Final = 4
 """Deployments whose outcome is still awaited; the oldest is dropped."""
-_Rows = TypeVar("_Rows", LogFilter, ErrorCounts, PowerFits, Distances)
+_Rows = TypeVar("_Rows", LogFilter, ErrorCounts, PowerFits)
 _WINDOW_PLANS: Final = 2
 """Plans that were in force during one window."""
 
@@ -91,8 +91,6 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
     provider_index = {name: i for i, name in enumerate(old.problem.providers)}
     provider_from = np.array([provider_index.get(n, -1) for n in problem.providers], dtype=np.int64)
 
-    place_index = {key: i for i, key in enumerate(old.problem.places)}
-    place_from = np.array([place_index.get(key, -1) for key in problem.places], dtype=np.int64)
     # A pair that is new in a route which had shares starts at 0, not at its baseline.
     inherited = problem.pairs.sum_by_route((pair_from >= 0).astype(np.float64)) > 0.0
     blank = np.where(inherited[problem.pairs.route], 0.0, problem.baseline_shares)
@@ -121,7 +119,7 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
         tail_ratio=_take(m.tail_ratio, provider_from, fresh.tail_ratio),
         errors=_carry(m.errors, provider_from, fresh.errors),
         power=_carry(m.power, provider_from, fresh.power),
-        distances=_carry(m.distances, place_from, fresh.distances),
+        distances=_carried_distances(m.distances, old.problem, problem),
         calibration=_take(m.calibration, route_from, fresh.calibration),
         demand=_carry(m.demand, route_from, fresh.demand),
         budget_pressure=_take(m.budget_pressure, route_from, fresh.budget_pressure),
@@ -135,6 +133,23 @@ def _carry(old: _Rows, rows: Ints, blank: _Rows) -> _Rows:
         f.name: _take(getattr(old, f.name), rows, getattr(blank, f.name)) for f in fields(blank)
     }
     return replace(blank, **columns)
+
+
+def _carried_distances(old: Distances, before: Problem, problem: Problem) -> Distances:
+    place_index = {key: i for i, key in enumerate(before.places)}
+    link_index = {key: i for i, key in enumerate(before.links)}
+    place = np.array([place_index.get(key, -1) for key in problem.places], dtype=np.int64)
+    link = np.array([link_index.get(key, -1) for key in problem.links], dtype=np.int64)
+    fresh = no_distances(len(problem.places), len(problem.links))
+    # A new place is as far away as its link.
+    unknown = _take(old.link_s, link, fresh.link_s)[problem.place_link] * ~problem.place_home
+    return Distances(
+        _take(old.rtt_s, place, unknown),
+        _take(old.own_s, place, unknown),
+        _take(old.variance_s2, place, fresh.variance_s2),
+        _take(old.link_s, link, fresh.link_s),
+        _take(old.link_variance_s2, link, fresh.link_variance_s2),
+    )
 
 
 def _rescaled(capacity: LogFilter, old: Problem, new: Problem, rows: Ints) -> LogFilter:

@@ -66,6 +66,8 @@ class Problem:
     place: Ints  # (P,) row of the place
     places: tuple[tuple[Locality, ProviderName], ...]  # (Q,)
     place_provider: Ints  # (Q,)
+    place_link: Ints  # (Q,) row of the link
+    links: tuple[tuple[str, str], ...]  # (K,) regions of callers and providers
     place_home: Bools  # (Q,) callers in the provider's own region
     target: ProfileArrays
     origin: ProfileArrays
