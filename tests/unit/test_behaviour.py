@@ -100,6 +100,20 @@ def test_a_steady_signal_has_no_slope() -> None:
     assert history.slope_per_s("rps", 30.0, 9.0) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [("instance.rps > 5.0", []), ('trend(instance.rps, "30s") > 0.0', [{"rps": YOUNG.rps}] * 3)],
+)
+def test_only_signals_that_rules_ask_a_trend_of_are_kept(
+    rule: str, kept: list[dict[str, float]]
+) -> None:
+    life = Life(template(Profile("busy", rule)))
+    for now_s in range(3):
+        life.at(float(now_s))
+    samples = life.tracker._histories["n1"]._samples
+    assert [values for _, values in samples] == kept
+
+
 def test_bands_are_kept_breached_or_unmeasured() -> None:
     behaviour = Behaviour(
         call_rate_rps={"search": (2.0, 5.0), "mail": (0.0, 1.0)},

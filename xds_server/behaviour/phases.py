@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 import structlog
 
-from xds_server.behaviour.rules import Rule, SignalHistory, instance_values
+from xds_server.behaviour.rules import Rule, SignalHistory, instance_values, trended
 from xds_server.model.ids import NodeId, PhaseName
 from xds_server.model.telemetry import InstanceSignals
 from xds_server.model.template import Template
@@ -32,6 +32,7 @@ class PhaseTracker:
 
     def __init__(self) -> None:
         self._rules: dict[str, Rule] = {}
+        self._trends: dict[tuple[str, ...], frozenset[str]] = {}
         self._failed: set[str] = set()
         self._histories: dict[NodeId, SignalHistory] = {}
         self._states: dict[NodeId, PhaseState] = {}
@@ -49,7 +50,9 @@ class PhaseTracker:
             node_id = signals.node_id
             present.add(node_id)
             history = self._histories.setdefault(node_id, SignalHistory())
-            history.add(_numbers(signals), now_s)
+            if names := self._trended(template):  # all others are not asked for
+                values = _numbers(signals)
+                history.add({n: values[n] for n in names & values.keys()}, now_s)
             self._states[node_id] = self._next(signals, template, history, now_s, wall_s)
         for node_id in self._states.keys() - present:
             del self._states[node_id], self._histories[node_id]
@@ -94,6 +97,12 @@ class PhaseTracker:
             except (KeyError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
                 self._report(template.name, profile.name, profile.when, error)
         return template.profiles[-1].name
+
+    def _trended(self, template: Template) -> frozenset[str]:
+        rules = tuple(p.when for p in template.profiles if p.when is not None)
+        if rules not in self._trends:
+            self._trends[rules] = trended(rules)
+        return self._trends[rules]
 
     def _rule(self, text: str) -> Rule:
         if text not in self._rules:

@@ -1,7 +1,8 @@
 """``when`` rules: CEL over one instance's signals, and what time adds to them."""
 
 import re
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -19,6 +20,11 @@ _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNIT_S: Final = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
+def trended(rules: Iterable[str]) -> frozenset[str]:
+    """Names of the signals of which rules ask a trend."""
+    return frozenset(name for text in rules for name in _TREND.findall(text))
+
+
 def duration_s(text: str) -> float:
     """Seconds of "90s", "1h30m", ...; 0 when it is not a duration (``config`` refused it)."""
     return sum(float(number) * _UNIT_S[unit] for number, unit in _DURATION.findall(text))
@@ -28,11 +34,11 @@ class SignalHistory:
     """What one instance's numeric signals were, for trends; bounded by ``SAMPLES_KEPT``."""
 
     def __init__(self) -> None:
-        self._samples: list[tuple[float, dict[str, float]]] = []
+        self._samples: deque[tuple[float, dict[str, float]]] = deque(maxlen=SAMPLES_KEPT)
 
     def add(self, values: Mapping[str, float], now_s: float) -> None:
         """Remember the signals of one tick."""
-        self._samples = [*self._samples[-SAMPLES_KEPT + 1 :], (now_s, dict(values))]
+        self._samples.append((now_s, dict(values)))
 
     def slope_per_s(self, name: str, over_s: float, now_s: float) -> float:
         """Least-squares slope of a signal over the last ``over_s``; 0 with too few samples."""
