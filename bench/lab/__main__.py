@@ -6,19 +6,21 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.lab.figures import figures
+from bench.lab.figures import INSTANT, figures
 from bench.lab.layout import SIZES
 from bench.lab.policies import POLICIES
-from bench.lab.run import run
+from bench.lab.run import Series, run
 from bench.lab.worlds import TICKS, WORLDS
 
+_DRAWN = ("ours", INSTANT)
+"""Policies whose shares are drawn."""
 _Job = tuple[str, tuple[str, ...], str, int, int, int]
 
 
@@ -98,6 +100,7 @@ def _run(job: _Job) -> dict[str, Any]:
     """One world, seed and delay; figures and the series that plots show."""
     name, policies, size, delay, seed, ticks = job
     world, series = run(name, policies, size=size, delay=delay, seed=seed, ticks=ticks)
+    touched = _touched(series)
     return {
         "world": name,
         "seed": seed,
@@ -106,25 +109,27 @@ def _run(job: _Job) -> dict[str, Any]:
         "policies": {
             policy: {
                 "figures": figures(world, delay, series, policy),
-                "series": {
-                    "cost_ms": np.round(mine.cost_ms, 2).tolist(),
-                    "latency_ms": np.round(mine.latency_ms, 2).tolist(),
-                    "usd_per_million": np.round(1e6 * mine.usd / mine.requests, 4).tolist(),
-                    "shares": np.round(
-                        mine.load_rps[:, _touched(world.name, series)]
-                        / mine.load_rps.sum(axis=1, keepdims=True),
-                        4,
-                    ).tolist(),
-                },
+                "series": _columns(mine, touched if policy in _DRAWN else touched[:0]),
             }
             for policy, mine in series.items()
         },
     }
 
 
-def _touched(_: str, series: dict[str, Any]) -> np.ndarray:
-    """The four providers whose share changes most under the first policy."""
-    load = next(iter(series.values())).load_rps
+def _columns(mine: Series, providers: np.ndarray) -> dict[str, Any]:
+    """Series for the pictures, rounded."""
+    share = mine.load_rps[:, providers] / mine.load_rps.sum(axis=1, keepdims=True)
+    return {
+        "cost_ms": np.round(mine.cost_ms, 2).tolist(),
+        "latency_ms": np.round(mine.latency_ms, 2).tolist(),
+        "usd_per_million": np.round(1e6 * mine.usd / mine.requests, 4).tolist(),
+        "shares": np.round(share, 4).tolist(),
+    }
+
+
+def _touched(series: Mapping[str, Series]) -> np.ndarray:
+    """The four providers whose share changes most under the clairvoyant, else the first."""
+    load = series.get(INSTANT, next(iter(series.values()))).load_rps
     share = load / load.sum(axis=1, keepdims=True)
     found: np.ndarray = np.argsort(-np.ptp(share, axis=0), kind="stable")[:4]
     return found
