@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types layers tests fmt conformance bench generate check-generate clean
+.PHONY: help setup demo test check lint types layers tests fmt conformance bench lab generate check-generate clean
 PYTHON ?= python3.11
 RUN := .venv/bin/
 ARGS ?=
@@ -49,6 +49,11 @@ conformance: setup ## The 82 cases by number, the state machines and the fuzzers
 
 bench: setup ## Measure one tick of the engine against its floor
 	$(RUN)python -m bench.tick
+
+lab: setup ## Every world and policy in the discrete-event truth; writes bench/RESULTS.md
+	$(RUN)python -m bench.lab --json .tools/lab-2.json
+	$(RUN)python -m bench.lab --delay 0,5 --policies ours,clairvoyant,clairvoyant_delayed --json .tools/lab-0-5.json
+	$(RUN)python -m bench.lab.report .tools/lab-2.json .tools/lab-0-5.json
 
 generate: ## Compile protos and write docs/metrics.md, docs/cli.md and the table of docs/xds.md
 	$(RUN)python -m grpc_tools.protoc -Iprotos --python_out=xds_server/generated --pyi_out=xds_server/generated protos/*.proto
