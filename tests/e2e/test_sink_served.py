@@ -13,7 +13,7 @@ from tests.e2e.test_serve import Plane
 from tests.e2e.upstream import serving
 
 pytestmark = pytest.mark.e2e
-KEYS = "sink: open_telemetry, access_log_sample_ratio: 1.0, stats_flush_interval_s"
+KEYS = "sink: open_telemetry, access_log_sample_ratio: 0.0, stats_flush_interval_s"
 
 
 async def test_both_are_chosen_by_a_key_and_shown_by_the_api(tmp_path: Path) -> None:
@@ -28,6 +28,10 @@ async def test_both_are_chosen_by_a_key_and_shown_by_the_api(tmp_path: Path) -> 
         envoy = await plane.sidecar("n1", ports["listen"], "delta")
         try:
             await (await envoy.start()).ready()
+
+            (inert,) = (await plane.get("/v1/status"))["inert_keys"]
+            assert "read_ratio" in inert
+            plane.path.write_text(text.replace("sample_ratio: 0.0", "sample_ratio: 1.0"))
 
             async def counted() -> Any:
                 await send(ports["listen"], 10)
@@ -44,12 +48,14 @@ async def test_both_are_chosen_by_a_key_and_shown_by_the_api(tmp_path: Path) -> 
             seen = [p for p in providers if p["sampled"]]
             assert seen
             assert all(p["sampled"]["latency_p99_ms"]["value"] > 0.0 for p in seen)
-            status = await plane.get("/v1/status")
-            assert status["inert_keys"] == []
-            bands = [
-                b for n in status["nodes"] for b in n["behaviour"] if b["name"] == "read_ratio"
-            ]
-            assert [b["state"] for b in bands] == ["breach"]
+
+            async def out_of_band() -> bool:  # since the tick after the calls
+                status = await plane.get("/v1/status")
+                assert status["inert_keys"] == []
+                bands = [b for n in status["nodes"] for b in n["behaviour"]]
+                return [b["state"] for b in bands if b["name"] == "read_ratio"] == ["breach"]
+
+            await eventually("reads are out of their band", out_of_band)
         finally:
             await envoy.stop()
             assert await plane.end(signal.SIGTERM) == 0
