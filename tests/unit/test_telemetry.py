@@ -10,7 +10,7 @@ from tests.unit.telemetry_messages import Message
 from xds_server.errors import RemoteProtocolError
 from xds_server.model.telemetry import COUNTERS, LATENCY_BUCKETS_MS, LoadReport, SampleBatch
 from xds_server.telemetry.counters import NODES_KEPT, Bases
-from xds_server.telemetry.layout import Layouts
+from xds_server.telemetry.layout import SHARED_MAX, Layouts
 from xds_server.telemetry.load import parse_load_stats, read_reports
 from xds_server.telemetry.metrics import MESSAGE_MAX_BYTES, MetricsDecoder, parse_metrics
 from xds_server.wire.node import parse_node
@@ -209,6 +209,19 @@ def test_streams_that_write_alike_share_a_layout_until_the_providers_change() ->
     fewer = layouts.learn(flush("a", "b"), 0, frozenset({"a"}))
     assert fewer is not None
     assert fewer.names == ("a",)
+
+
+def test_of_many_layouts_those_learned_last_are_shared() -> None:
+    layouts, ours = Layouts(), frozenset({"a", "b"})
+    bodies = [
+        Message().counts("a", total=1).other(f"cluster.{k}").body for k in range(2 * SHARED_MAX)
+    ]
+    first = layouts.learn(bodies[0], 0, ours)
+    for body in bodies[1:]:
+        assert layouts.learn(body, 0, ours) is not None
+        assert layouts.learn(bodies[0], 0, ours) is first
+    assert len(layouts._known) == SHARED_MAX
+    assert layouts.learn(bodies[-1], 0, ours) is layouts.learn(bodies[-1], 0, ours)
 
 
 def test_another_order_of_families_is_read_like_the_first() -> None:
