@@ -205,6 +205,8 @@ def station_of(
     servers: Floats,
     tail_ratio: Floats,
     power: PowerCurves | None = None,
+    *,
+    variability: Floats | None = None,
 ) -> Stations:
     """Stations of that capacity where it is known, of that many servers elsewhere; (J,) each."""
     known = np.isfinite(capacity_rps)
@@ -212,4 +214,5 @@ def station_of(
     count = np.maximum(needed, 1.0)
     # Fewer than one server is one that is slower than its own service time says.
     kappa = np.where(known, needed / count, 1.0)
-    return Stations(service_s, count, kappa, np.ones_like(service_s), tail_ratio, power)
+    v = np.ones_like(service_s) if variability is None else variability
+    return Stations(service_s, count, kappa, v, tail_ratio, power)

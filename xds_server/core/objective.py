@@ -28,6 +28,7 @@ class PairCosts:
     """The load-independent part of a request's cost, per pair, ms-equivalent; axis 0 (P)."""
 
     distance: Floats  # network time that is this pair's own
+    backlog: Floats  # wait for a queue that an overload left behind
     error: Floats
     price: Floats
     egress: Floats
@@ -37,7 +38,15 @@ class PairCosts:
     @property
     def total(self) -> Floats:
         """(P,)."""
-        return self.distance + self.error + self.price + self.egress + self.geography + self.slo
+        return (
+            self.distance
+            + self.backlog
+            + self.error
+            + self.price
+            + self.egress
+            + self.geography
+            + self.slo
+        )
 
 
 def exchange_ms_per_usd(

@@ -8,7 +8,14 @@ from xds_server.core import latency, objective
 from xds_server.core.latency import Stations
 from xds_server.core.objective import PairCosts
 from xds_server.core.tables import Floats
-from xds_server.engine.models import Models, by_provider, stations, update_demand, update_models
+from xds_server.engine.models import (
+    Models,
+    backlog,
+    by_provider,
+    stations,
+    update_demand,
+    update_models,
+)
 from xds_server.engine.observe import map_rows, observe
 from xds_server.engine.state import EngineState
 from xds_server.engine.types import Evaluation, Problem
@@ -72,7 +79,10 @@ def evaluate(
     )
     models = replace(models, budget_pressure=pressure)
     slo_s = _blend(problem, blend, "slo_s")
-    costs = _costs(state, curves, models, price_usd, egress_usd, rtt_s, slo_s, blend, demand)
+    backlog_s = backlog(curves, models.capacity_rps, seen.provider_rps, seen.provider_active)
+    costs = _costs(
+        state, curves, models, price_usd, egress_usd, rtt_s, backlog_s, slo_s, blend, demand
+    )
     uncertainty = _route_uncertainty(state, models)
     mean_ms = 1e3 * problem.pairs.sum_by_route(
         state.shares
@@ -145,6 +155,7 @@ def _costs(
     price_usd: Floats,
     egress_usd: Floats,
     rtt_s: Floats,
+    backlog_s: Floats,
     slo_s: Floats,
     blend: Floats,
     demand: Floats,
@@ -165,6 +176,7 @@ def _costs(
     p95 = latency.p95_s(curves, _planned_rps(state, demand))[provider] + rtt_s
     return PairCosts(
         distance=1e3 * rtt_s,
+        backlog=1e3 * backlog_s[provider],
         error=objective.error_ms(models.errors.ratio[provider], problem.failure_ms[route]),
         price=rate[route] * price_usd[provider],
         egress=rate[route] * egress_usd,

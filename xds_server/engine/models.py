@@ -23,6 +23,8 @@ _SILENT_RPS = 0.02
 _CHANCE_SIGMA = 2.5
 _RHO_ERROR = 0.03
 """Relative error of a utilisation."""
+_BACKLOG_RATIO, _BACKLOG_SERVICE = 3.0, 0.5
+"""In usual waits and in service times."""
 _LOAD_NOISE = 0.2
 """Variance of a load that was partly smoothed, over that of a single tick's count."""
 _ELASTICITY_MIN, _ELASTICITY_MAX = 1.0, 4.0
@@ -144,6 +146,8 @@ def update_models(
     answered = np.minimum(seen.provider_responses / np.maximum(seen.provider_attempts, 1.0), 1.0)
     capacity = _capacity(models.capacity, rps * answered, busy, samples, elapsed_s)
     capacity_rps = np.exp(capacity.mean)
+    backlog_s = backlog(stations(problem, models), capacity_rps, rps, seen.provider_active)
+    observed = np.maximum(observed - backlog_s, 0.2 * observed)
     service, believed = _service(problem, models, observed, rps, capacity_rps, samples, elapsed_s)
     curves = latency.station_of(believed, capacity_rps, problem.servers, models.tail_ratio)
     wait = latency.wait_s(curves, rps)
@@ -175,6 +179,21 @@ def update_models(
         ),
         distances=distances,
     )
+
+
+def backlog(curves: Stations, capacity_rps: Floats, rps: Floats, active: Floats) -> Floats:
+    """(J,) wait for a queue that an overload left behind, beyond what the present load explains, s.
+
+    Requests in flight beyond those in service are queued, and leave at the rate of the
+    capacity. 0 where the capacity is not known.
+    """
+    queued = np.maximum(active - curves.servers, 0.0)
+    known = np.isfinite(capacity_rps)
+    wait = np.where(known, queued / np.where(known, np.maximum(capacity_rps, 1e-9), 1.0), 0.0)
+    usual = latency.wait_s(curves, rps)
+    # Queues come and go by chance; only one that chance does not make is a backlog.
+    left_behind = wait > _BACKLOG_RATIO * usual + _BACKLOG_SERVICE * curves.service_s
+    return np.where(left_behind, wait - usual, 0.0)
 
 
 def update_demand(

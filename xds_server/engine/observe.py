@@ -75,9 +75,10 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
             window.rx_bytes,
             window.errors,
             window.requests,
+            window.active,
         ]
     )
-    pair_rps, pair_sum, pair_count, pair_bytes, _, _ = (rows.to_pairs @ columns).T
+    pair_rps, pair_sum, pair_count, pair_bytes, *_ = (rows.to_pairs @ columns).T
     route = {
         name: pairs.sum_by_route(values)
         for name, values in (
@@ -112,6 +113,7 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
         provider_responses=by_provider[2],
         provider_errors=by_provider[4],
         provider_attempts=by_provider[5],
+        provider_active=by_provider[6],
     )
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from xds_server.core import limits
+from xds_server.core import limits, objective
 from xds_server.core.tables import Bools, Floats, Ints
 from xds_server.engine.simulate import forecast
 from xds_server.engine.types import Bottlenecks, Evaluation, Problem, Simulated
@@ -11,6 +11,10 @@ from xds_server.model.topology import Mode
 
 SWITCH_RATIO = 0.01
 """What moving all of a route's traffic costs, as a share of its objective."""
+GAIN_Z = 1.28
+"""A gain counts by the lower bound of its 80 % interval: the chance of being wrong is 10 %."""
+TOGETHER_RATIO = 0.005
+"""What holding may cost all routes together, as a part of the objective."""
 DEADBAND_SHARE = 0.01
 DEADBAND_GAIN_RATIO = 0.005
 """A route is pushed where a share moves by more than the first, or the gain is above the second."""
@@ -37,11 +41,17 @@ def select(
     plan = proposed[int(simulated.total_ms.argmin())]
     price = 0.5 * (bottlenecks.price_ms + simulated.candidates.price_ms)
     marginal = evaluation.costs.total + price[pairs.provider]
-    gain = pairs.sum_by_route((now - plan.shares) * marginal)
+    change = now - plan.shares
+    gain = pairs.sum_by_route(change * marginal)
     hold = simulated.hold
-    reason = _reasons(problem, evaluation, plan.shares, gain, hold.cost_ms)
+    # What a provider really costs is known to within its model's error; so is the gain.
+    sigma_ms = evaluation.sigma_ratio * price
+    doubt = np.sqrt(pairs.sum_by_route((change * sigma_ms[pairs.provider]) ** 2))
+    sure = gain - GAIN_Z * evaluation.calibration * doubt
+    reason = _reasons(problem, evaluation, plan.shares, sure, hold.cost_ms)
     if mode is Mode.OBSERVE:
         reason = np.full(pairs.routes, HOLD_REASONS.index(HoldReason.OBSERVING))
+    reason = _together(problem, evaluation, simulated, plan.shares, reason)
     held = reason > 0
     move = np.where(held, MOVES.index(Move.HOLD), MOVES.index(plan.move))
     shares = np.where(held[pairs.route], proposed[0].shares, plan.shares)
@@ -56,6 +66,27 @@ def select(
         gap_ratio=simulated.candidates.gap_ratio,
         iterations=simulated.candidates.iterations,
     )
+
+
+def _together(
+    problem: Problem, evaluation: Evaluation, simulated: Simulated, plan: Floats, reason: Ints
+) -> Ints:
+    """Let routes move after all if each gains too little, but all together do not.
+
+    Routes that share providers share their trouble: a thousand routes that gain half a per cent
+    each, and hold for it, can leave a provider overloaded.
+    """
+    pairs = problem.pairs
+    kept = np.where((reason > 0)[pairs.route], simulated.candidates.proposed[0].shares, plan)
+    held, moved = (
+        objective.total_ms(
+            pairs, shares, evaluation.demand_rps, evaluation.costs.total, evaluation.stations
+        )
+        for shares in (kept, plan)
+    )
+    if held - moved <= TOGETHER_RATIO * abs(moved):
+        return reason
+    return np.where(_POSTPONES[reason], 0, reason)
 
 
 def _reasons(

@@ -106,6 +106,7 @@ class Observation:
     provider_responses: Floats  # (J,)
     provider_errors: Floats  # (J,) failed attempts
     provider_attempts: Floats  # (J,)
+    provider_active: Floats  # (J,) requests in flight
 
 
 @dataclass(frozen=True, slots=True)
