@@ -64,13 +64,13 @@ def test_the_service_time_is_recovered_from_what_it_caused(
     rps = rho * s.capacity_rps
     seen = latency.mean_s(s, rps)
     unknown = np.full(1, np.nan)
-    assert latency.infer_service_s(seen, rps, unknown, s.servers)[0] == pytest.approx(
-        service_s, rel=1e-4
-    )
+    assert latency.infer_service_s(seen, rps, unknown, s.servers, s.variability)[
+        0
+    ] == pytest.approx(service_s, rel=1e-4)
     # The same from the capacity: it has as many servers as that takes.
-    assert latency.infer_service_s(seen, rps, s.capacity_rps, s.servers * 3.0)[0] == pytest.approx(
-        service_s, rel=1e-4
-    )
+    assert latency.infer_service_s(seen, rps, s.capacity_rps, s.servers * 3.0, s.variability)[
+        0
+    ] == pytest.approx(service_s, rel=1e-4)
 
 
 @given(st.floats(0.0, 5000.0), st.floats(0.0, 5000.0))

@@ -55,7 +55,7 @@ def update(
     providers: int,
     latency_s: Floats,
     samples: Floats,
-    cv2: float,
+    cv2: Floats,
     elapsed_s: float,
 ) -> Distances:
     """Compare what each place saw with what the provider's reference places saw.
@@ -65,7 +65,7 @@ def update(
     provider, link : (Q,) row of the provider, and of the link
     home : (Q,) whether the callers are in the provider's own region
     latency_s : (Q,) mean response time; ignored where there are too few ``samples`` (Q,)
-    cv2 : squared coefficient of variation of one response time
+    cv2 : (Q,) squared coefficient of variation of one response time
     """
     if len(provider) == 0:
         return before

@@ -29,3 +29,26 @@ def quantile_s(hist: Floats, bounds_s: Floats, q: float | Floats) -> Floats:
     before = np.take_along_axis(cumulative, bucket[..., None], axis=-1)[..., 0] - inside
     part = np.clip((q * total - before) / np.maximum(inside, 1e-12), 0.0, 1.0)
     return np.where(total > 0.0, lower * (upper / lower) ** part, np.nan)
+
+
+def squared_variation(hist: Floats, bounds_s: Floats) -> Floats:
+    """Squared coefficient of variation of bucketed response times, each at its bucket's middle.
+
+    Parameters
+    ----------
+    hist : (..., B + 1) counts per bucket, the last above all bounds
+    bounds_s : (B,) ascending upper bounds, s
+
+    Returns
+    -------
+    (...) variance over squared mean; NaN where nothing was counted
+    """
+    lower = np.concatenate([[bounds_s[0] / 2.0], bounds_s])
+    upper = np.concatenate([bounds_s, [bounds_s[-1] * 1.4]])
+    middle = np.sqrt(lower * upper)
+    total = hist.sum(axis=-1)
+    safe = np.maximum(total, 1e-12)
+    mean = (hist * middle).sum(axis=-1) / safe
+    square = (hist * middle**2).sum(axis=-1) / safe
+    ratio = square / np.maximum(mean, 1e-12) ** 2 - 1.0
+    return np.where(total > 0.0, np.maximum(ratio, 0.0), np.nan)

@@ -168,7 +168,11 @@ def marginal_s(stations: Stations, rps: Floats) -> tuple[Floats, Floats]:
 
 
 def infer_service_s(
-    observed_s: Floats, rps: Floats, capacity_rps: Floats, servers: Floats
+    observed_s: Floats,
+    rps: Floats,
+    capacity_rps: Floats,
+    servers: Floats,
+    variability: Floats,
 ) -> Floats:
     """Invert a station's T for the service time that explains ``observed_s`` at ``rps``.
 
@@ -183,6 +187,7 @@ def infer_service_s(
     rps : (J,) rate at which it was observed, >= 0
     capacity_rps : (J,) rate at which utilisation is 1; NaN where unknown
     servers : (J,) taken where the capacity is unknown
+    variability : (J,) as in ``Stations``
 
     Returns
     -------
@@ -192,7 +197,7 @@ def infer_service_s(
     ones = np.ones_like(observed_s)
     for _ in range(_BISECTIONS):
         middle = np.maximum(0.5 * (low + high), 1e-9)
-        guess = station_of(middle, capacity_rps, servers, ones)
+        guess = station_of(middle, capacity_rps, servers, ones, variability=variability)
         slower = mean_s(guess, rps) > observed_s
         high = np.where(slower, middle, high)
         low = np.where(slower, low, middle)

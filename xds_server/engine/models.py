@@ -13,8 +13,11 @@ from xds_server.core.tables import Floats
 from xds_server.engine.types import Observation, Problem
 from xds_server.model.telemetry import ProviderLoad
 
-SERVICE_CV2 = 0.5
-"""Squared coefficient of variation assumed of one response time."""
+UNKNOWN_CV2 = 1.0
+"""Squared coefficient of variation of response times that nobody has measured."""
+CV2_MAX = 20.0
+_CV2_SAMPLES = 2000.0
+"""Responses after which a measured variation counts for more than what was believed."""
 UNKNOWN_SERVICE_S = 0.05
 """Service time of a provider that nobody has measured or declared, s."""
 UNKNOWN_VARIANCE = 1.0
@@ -37,6 +40,7 @@ class Models:
     """What was learned; axis 0 is J, except where stated."""
 
     service: LogFilter  # log seconds
+    cv2: Floats  # squared coefficient of variation of one response time
     capacity: LogFilter  # log requests/s; NaN where nobody said anything of it
     tail_ratio: Floats
     errors: ErrorCounts
@@ -77,6 +81,7 @@ def initial_models(problem: Problem) -> Models:
     zeros = np.zeros(providers)
     return Models(
         service=LogFilter(prior, np.full(providers, UNKNOWN_VARIANCE), prior, zeros, zeros),
+        cv2=np.full(providers, UNKNOWN_CV2),
         capacity=LogFilter(
             np.log(problem.capacity_prior_rps),
             np.full(providers, UNKNOWN_VARIANCE),
@@ -103,6 +108,7 @@ def stations(problem: Problem, models: Models) -> Stations:
         problem.servers,
         models.tail_ratio,
         power.curves(models.power) if models.power.chosen.any() else None,
+        variability=_variability(models.cv2),
     )
 
 
@@ -133,7 +139,7 @@ def update_models(
         problem.pairs.providers,
         seen.place_latency_s,
         seen.place_responses * overlap,
-        SERVICE_CV2,
+        models.cv2[problem.place_provider],
         elapsed_s,
     )
     away = _mean_distance(problem, seen, distances)
@@ -144,12 +150,20 @@ def update_models(
     busy = by_provider(problem, load, load.utilisation_ratio)
     # What was answered, not what was asked: beyond saturation only the first is capacity.
     answered = np.minimum(seen.provider_responses / np.maximum(seen.provider_attempts, 1.0), 1.0)
-    capacity = _capacity(models.capacity, rps * answered, busy, samples, elapsed_s)
+    trust = samples / (samples + _CV2_SAMPLES)
+    spread = np.clip(np.nan_to_num(seen.provider_cv2, nan=UNKNOWN_CV2), 0.1, CV2_MAX)
+    cv2 = models.cv2 + trust * (spread - models.cv2)
+    capacity = _capacity(models.capacity, rps * answered, busy, samples, cv2, elapsed_s)
     capacity_rps = np.exp(capacity.mean)
     backlog_s = backlog(stations(problem, models), capacity_rps, rps, seen.provider_active)
     observed = np.maximum(observed - backlog_s, 0.2 * observed)
-    service, believed = _service(problem, models, observed, rps, capacity_rps, samples, elapsed_s)
-    curves = latency.station_of(believed, capacity_rps, problem.servers, models.tail_ratio)
+    variability = _variability(cv2)
+    service, believed = _service(
+        problem, models, observed, rps, capacity_rps, variability, samples, elapsed_s
+    )
+    curves = latency.station_of(
+        believed, capacity_rps, problem.servers, models.tail_ratio, variability=variability
+    )
     wait = latency.wait_s(curves, rps)
     p95 = np.nan_to_num(seen.provider_p95_s - away, nan=0.0)
     tail = (p95 - latency.WAIT_P95_RATIO * wait) / believed
@@ -157,6 +171,7 @@ def update_models(
     return replace(
         models,
         service=service,
+        cv2=cv2,
         capacity=capacity,
         tail_ratio=models.tail_ratio + tail_weight * (np.clip(tail, 1.0, 10.0) - models.tail_ratio),
         errors=estimate.count_errors(
@@ -170,7 +185,7 @@ def update_models(
             _steady_rps(rps, planned_rps.mean(axis=0), window_s),
             observed,
             samples,
-            (SERVICE_CV2 + _LOAD_NOISE * _elasticity(curves, models.power, rps) ** 2)
+            (cv2 + _LOAD_NOISE * _elasticity(curves, models.power, rps) ** 2)
             / np.maximum(samples, 1.0)
             + _unsteadiness(planned_rps),
             curves,
@@ -226,24 +241,32 @@ def _service(
     observed_s: Floats,
     rps: Floats,
     capacity_rps: Floats,
+    variability: Floats,
     samples: Floats,
     elapsed_s: float,
 ) -> tuple[LogFilter, Floats]:
     """Filter the service times that explain what was observed."""
     heard, ones = samples > 0.0, np.ones_like(rps)
     service = latency.infer_service_s(
-        np.where(heard, observed_s, 1.0), rps, capacity_rps, problem.servers
+        np.where(heard, observed_s, 1.0), rps, capacity_rps, problem.servers, variability
     )
     log_service = np.log(np.maximum(service, 1e-6))
     start = np.where(models.known, models.service.mean, np.where(heard, log_service, np.nan))
     steep, doubt = _sensitivity(
-        latency.station_of(np.exp(np.nan_to_num(start)), capacity_rps, problem.servers, ones), rps
+        latency.station_of(
+            np.exp(np.nan_to_num(start)),
+            capacity_rps,
+            problem.servers,
+            ones,
+            variability=variability,
+        ),
+        rps,
     )
     filtered, _ = estimate.update(
         replace(models.service, mean=start),
         log_service,
         samples,
-        SERVICE_CV2 * steep**2,
+        models.cv2 * steep**2,
         elapsed_s,
         doubt,
     )
@@ -277,18 +300,23 @@ def _sensitivity(curves: Stations, rps: Floats) -> tuple[Floats, Floats]:
 
 
 def _capacity(
-    before: LogFilter, goodput_rps: Floats, busy: Floats, samples: Floats, elapsed_s: float
+    before: LogFilter,
+    goodput_rps: Floats,
+    busy: Floats,
+    samples: Floats,
+    cv2: Floats,
+    elapsed_s: float,
 ) -> LogFilter:
     """Filter the rate at which a provider would be fully busy: its rate over its utilisation."""
     usable = np.isfinite(busy) & (busy > _BUSY_MIN) & (goodput_rps > 1.0)
     measured = np.log(np.where(usable, goodput_rps / np.maximum(busy, _BUSY_MIN), 1.0))
     start = np.where(np.isnan(before.mean) & usable, measured, before.mean)
-    # A report is as good as the counts it is divided by; it is one more sample, whatever it says.
+    # Work that arrived is a sum of as many service times as there were requests.
     filtered, _ = estimate.update(
         replace(before, mean=start),
         measured,
         np.where(usable, samples, 0.0),
-        np.ones_like(busy),
+        1.0 + cv2,
         elapsed_s,
     )
     return filtered
@@ -314,6 +342,11 @@ def _unsteadiness(planned_rps: Floats) -> Floats:
     logs = np.log(np.maximum(np.nan_to_num(planned_rps, nan=1.0), 1e-6))
     spread: Floats = logs.max(axis=0) - logs.min(axis=0)
     return 0.25 * spread**2
+
+
+def _variability(cv2: Floats) -> Floats:
+    """(J,) mean of the squared variations of arrivals, Poisson's 1, and of service times."""
+    return 0.5 * (1.0 + cv2)
 
 
 def _mean_distance(problem: Problem, seen: Observation, distances: Distances) -> Floats:

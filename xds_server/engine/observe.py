@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
-from xds_server.core.histogram import quantile_s
+from xds_server.core.histogram import quantile_s, squared_variation
 from xds_server.core.tables import Floats, Ints
 from xds_server.engine.types import Observation, Problem
 from xds_server.model.telemetry import LATENCY_BUCKETS_MS, PairWindow
@@ -89,6 +89,7 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
         )
     }
     by_provider = (rows.to_providers @ columns).T
+    provider_hist = rows.to_providers @ window.latency_hist
     places = len(problem.place_provider)
     # An empty bincount is one of integers.
     place_count = np.bincount(problem.place, pair_count, places).astype(np.float64)
@@ -109,7 +110,8 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
         place_responses=place_count,
         provider_rps=by_provider[0],
         provider_latency_s=_ratio(by_provider[1], by_provider[2]),
-        provider_p95_s=quantile_s(rows.to_providers @ window.latency_hist, _BOUNDS_S, _P95),
+        provider_p95_s=quantile_s(provider_hist, _BOUNDS_S, _P95),
+        provider_cv2=squared_variation(provider_hist, _BOUNDS_S),
         provider_responses=by_provider[2],
         provider_errors=by_provider[4],
         provider_attempts=by_provider[5],

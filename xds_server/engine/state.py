@@ -117,6 +117,7 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
             _carry(m.capacity, provider_from, fresh.capacity), old.problem, problem, provider_from
         ),
         tail_ratio=_take(m.tail_ratio, provider_from, fresh.tail_ratio),
+        cv2=_take(m.cv2, provider_from, fresh.cv2),
         errors=_carry(m.errors, provider_from, fresh.errors),
         power=_carry(m.power, provider_from, fresh.power),
         distances=_carried_distances(m.distances, old.problem, problem),

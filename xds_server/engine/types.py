@@ -103,6 +103,7 @@ class Observation:
     provider_rps: Floats  # (J,)
     provider_latency_s: Floats  # (J,) NaN
     provider_p95_s: Floats  # (J,) NaN
+    provider_cv2: Floats  # (J,) squared coefficient of variation of response times; NaN
     provider_responses: Floats  # (J,)
     provider_errors: Floats  # (J,) failed attempts
     provider_attempts: Floats  # (J,)
