@@ -137,7 +137,7 @@ def test_the_way_back_from_the_baseline_is_shorter_with_history(
     left = {}
     for source in (path, None):
         after = restarted(before, source, down_s=60.0)
-        after.step(2)
+        after.step()
         left[source] = distance(after.shares, before.shares)
     assert left[path] < left[None]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from xds_server.core.tables import Bools, Floats
 
-DRIFT_PER_S = 0.02**2
+DRIFT_PER_S = 0.01**2
 """Variance that a quiet provider's log service time gains in a second."""
 SURPRISE_SIGMA = 3.0
 CUSUM_SLACK = 0.5

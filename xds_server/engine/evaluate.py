@@ -23,7 +23,7 @@ from xds_server.model.telemetry import PairWindow, ProviderLoad
 
 FRESH_TICKS = 3.0
 """Telemetry older than this many ticks freezes a route."""
-TAU_RATIO = 0.7
+TAU_RATIO = 0.2
 """Reluctance to move, in mean latencies of the route (times 1 + uncertainty)."""
 
 

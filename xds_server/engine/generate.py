@@ -41,9 +41,9 @@ def generate(
     floor = settings.min_share_ratio * healthy
     optimum = limits.with_floor(pairs, found.shares, allowed, floor)
     step = limits.limit_shift(pairs, now, optimum, settings.max_shift_ratio)
-    reweights = tuple(Candidate(Move.REWEIGHT, now + theta * (step - now)) for theta in STEPS)
     starved = pairs.max_by_route((allowed & (now < 0.5 * floor)).astype(np.float64)) > 0.0
     fed = limits.with_floor(pairs, now, allowed, floor)
     hold = np.where(starved[pairs.route], fed, now)
+    reweights = tuple(Candidate(Move.REWEIGHT, hold + theta * (step - hold)) for theta in STEPS)
     proposed = (Candidate(Move.HOLD, hold), *reweights)
     return Candidates(proposed, found.price_ms, found.gap_ratio, found.iterations)

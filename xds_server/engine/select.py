@@ -11,8 +11,8 @@ from xds_server.model.topology import Mode
 
 SWITCH_RATIO = 0.01
 """What moving all of a route's traffic costs, as a share of its objective."""
-GAIN_Z = 1.28
-"""A gain counts by the lower bound of its 80 % interval: the chance of being wrong is 10 %."""
+GAIN_Z = 2.0
+"""A gain counts by its lower bound, so many standard deviations below what is expected."""
 TOGETHER_RATIO = 0.005
 """What holding may cost all routes together, as a part of the objective."""
 DEADBAND_SHARE = 0.01
