@@ -45,6 +45,17 @@ class LogFilter:
     faster: Floats  # (J,) and below
 
 
+def cusum(state: LogFilter, z: Floats, seen: Bools) -> tuple[Floats, Floats, Bools]:
+    """Add innovations up, in both directions; (J,) sums, and whether either is a surprise.
+
+    Sums begin anew after a surprise.
+    """
+    slower = np.where(seen, np.maximum(state.slower + z - CUSUM_SLACK, 0.0), state.slower)
+    faster = np.where(seen, np.maximum(state.faster - z - CUSUM_SLACK, 0.0), state.faster)
+    surprised = (np.abs(z) > SURPRISE_SIGMA) | (np.maximum(slower, faster) > CUSUM_LIMIT)
+    return np.where(surprised, 0.0, slower), np.where(surprised, 0.0, faster), surprised
+
+
 def update(
     state: LogFilter,
     measured: Floats,
@@ -71,12 +82,9 @@ def update(
     noise = cv2 / np.maximum(samples, 1.0) + MODEL_FLOOR + doubt
     innovation = np.where(seen, measured - state.mean, 0.0)
     z = innovation / np.sqrt(drifted + noise)
-    slower = np.where(seen, np.maximum(state.slower + z - CUSUM_SLACK, 0.0), state.slower)
-    faster = np.where(seen, np.maximum(state.faster - z - CUSUM_SLACK, 0.0), state.faster)
-    surprised = (np.abs(z) > SURPRISE_SIGMA) | (np.maximum(slower, faster) > CUSUM_LIMIT)
+    slower, faster, surprised = cusum(state, z, seen)
     # A change of the provider itself: trust the measurement, not the past.
     drifted = np.where(surprised, np.maximum(drifted, innovation**2 + noise), drifted)
-    slower, faster = np.where(surprised, 0.0, slower), np.where(surprised, 0.0, faster)
     gain = np.where(seen, drifted / (drifted + noise), 0.0)
     back = np.where(seen | np.isnan(state.prior), 0.0, 1.0 - np.exp(-elapsed_s / EXPIRE_S))
     prior = np.where(np.isnan(state.prior), state.mean, state.prior)

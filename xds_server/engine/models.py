@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from xds_server.core import distance, estimate, latency, power
+from xds_server.core import stations as station_filter
 from xds_server.core.distance import Distances
 from xds_server.core.estimate import ErrorCounts, LogFilter
 from xds_server.core.latency import Stations
@@ -24,8 +25,10 @@ UNKNOWN_VARIANCE = 1.0
 _SILENT_RPS = 0.02
 """Less than this is none; its logarithm stands for zero."""
 _CHANCE_SIGMA = 2.5
-_RHO_ERROR = 0.03
-"""Relative error of a utilisation."""
+CAPACITY_FLOOR = 0.04**2
+"""Relative variance of a rate over a utilisation that no number of samples removes."""
+_TURN_KEPT = 0.5
+_TURN_WEIGHT = 0.25
 _BACKLOG_RATIO, _BACKLOG_SERVICE = 3.0, 0.5
 """In usual waits and in service times."""
 _LOAD_NOISE = 0.2
@@ -41,6 +44,8 @@ class Models:
 
     service: LogFilter  # log seconds
     cv2: Floats  # squared coefficient of variation of one response time
+    rps: Floats  # counted last; NaN before
+    turned: Floats  # how much the load has changed of late, as a logarithm
     capacity: LogFilter  # log requests/s; NaN where nobody said anything of it
     tail_ratio: Floats
     errors: ErrorCounts
@@ -82,6 +87,8 @@ def initial_models(problem: Problem) -> Models:
     return Models(
         service=LogFilter(prior, np.full(providers, UNKNOWN_VARIANCE), prior, zeros, zeros),
         cv2=np.full(providers, UNKNOWN_CV2),
+        rps=np.full(providers, np.nan),
+        turned=zeros,
         capacity=LogFilter(
             np.log(problem.capacity_prior_rps),
             np.full(providers, UNKNOWN_VARIANCE),
@@ -153,14 +160,30 @@ def update_models(
     trust = samples / (samples + _CV2_SAMPLES)
     spread = np.clip(np.nan_to_num(seen.provider_cv2, nan=UNKNOWN_CV2), 0.1, CV2_MAX)
     cv2 = models.cv2 + trust * (spread - models.cv2)
-    capacity = _capacity(models.capacity, rps * answered, busy, samples, cv2, elapsed_s)
+    # A load that just changed is neither what latencies nor what utilisations were measured at.
+    before = np.where(np.isfinite(models.rps), models.rps, rps)
+    turned = np.abs(np.log(np.maximum(rps, 1.0) / np.maximum(before, 1.0)))
+    turned = np.maximum(turned, models.turned * _TURN_KEPT)
+    capacity = _capacity(models.capacity, rps * answered, busy, samples, cv2, turned**2, elapsed_s)
     capacity_rps = np.exp(capacity.mean)
-    backlog_s = backlog(stations(problem, models), capacity_rps, rps, seen.provider_active)
-    observed = np.maximum(observed - backlog_s, 0.2 * observed)
+    behind = backlog(stations(problem, models), capacity_rps, rps, seen.provider_active) > 0.0
+    # While a backlog drains, responses are about the past.
+    samples = np.where(behind, 0.0, samples)
     variability = _variability(cv2)
-    service, believed = _service(
-        problem, models, observed, rps, capacity_rps, variability, samples, elapsed_s
+    start = _first_service(models, observed, rps, capacity_rps, problem.servers, samples > 0.0)
+    service = station_filter.update(
+        replace(models.service, mean=start),
+        observed,
+        rps,
+        capacity_rps,
+        problem.servers,
+        variability,
+        samples,
+        cv2,
+        _TURN_WEIGHT * turned**2,
+        elapsed_s,
     )
+    believed = np.exp(np.where(np.isfinite(service.mean), service.mean, np.log(UNKNOWN_SERVICE_S)))
     curves = latency.station_of(
         believed, capacity_rps, problem.servers, models.tail_ratio, variability=variability
     )
@@ -172,6 +195,8 @@ def update_models(
         models,
         service=service,
         cv2=cv2,
+        rps=rps,
+        turned=turned,
         capacity=capacity,
         tail_ratio=models.tail_ratio + tail_weight * (np.clip(tail, 1.0, 10.0) - models.tail_ratio),
         errors=estimate.count_errors(
@@ -235,43 +260,22 @@ def update_demand(
     return filtered
 
 
-def _service(
-    problem: Problem,
+def _first_service(
     models: Models,
     observed_s: Floats,
     rps: Floats,
     capacity_rps: Floats,
-    variability: Floats,
-    samples: Floats,
-    elapsed_s: float,
-) -> tuple[LogFilter, Floats]:
-    """Filter the service times that explain what was observed."""
-    heard, ones = samples > 0.0, np.ones_like(rps)
-    service = latency.infer_service_s(
-        np.where(heard, observed_s, 1.0), rps, capacity_rps, problem.servers, variability
+    servers: Floats,
+    heard: np.ndarray,
+) -> Floats:
+    """(J,) log service time to start from: what is known, else what explains the first response."""
+    new = heard & ~models.known
+    if not new.any():
+        return models.service.mean
+    first = latency.infer_service_s(
+        np.where(new, observed_s, 1.0), rps, capacity_rps, servers, _variability(models.cv2)
     )
-    log_service = np.log(np.maximum(service, 1e-6))
-    start = np.where(models.known, models.service.mean, np.where(heard, log_service, np.nan))
-    steep, doubt = _sensitivity(
-        latency.station_of(
-            np.exp(np.nan_to_num(start)),
-            capacity_rps,
-            problem.servers,
-            ones,
-            variability=variability,
-        ),
-        rps,
-    )
-    filtered, _ = estimate.update(
-        replace(models.service, mean=start),
-        log_service,
-        samples,
-        models.cv2 * steep**2,
-        elapsed_s,
-        doubt,
-    )
-    believed = np.where(np.isfinite(filtered.mean), filtered.mean, np.log(UNKNOWN_SERVICE_S))
-    return filtered, np.exp(believed)
+    return np.where(new, np.log(np.maximum(first, 1e-6)), models.service.mean)
 
 
 def _elasticity(curves: Stations, fits: PowerFits, rps: Floats) -> Floats:
@@ -282,29 +286,13 @@ def _elasticity(curves: Stations, fits: PowerFits, rps: Floats) -> Floats:
     return np.clip(ratio, _ELASTICITY_MIN, _ELASTICITY_MAX)
 
 
-def _sensitivity(curves: Stations, rps: Floats) -> tuple[Floats, Floats]:
-    """How much surer a response time is than the service time that is inferred from it.
-
-    Near saturation nearly all of a response is wait, and a small error of the utilisation is a
-    large one of the wait: what is left for the service time is not known, however many requests
-    were counted.
-
-    Returns
-    -------
-    (J,) T / s, and (J,) the variance of log s that ``_RHO_ERROR`` causes
-    """
-    mean, marginal, _ = latency.mean_and_marginal_s(curves, rps)
-    ratio = np.clip(mean / curves.service_s, 1.0, 30.0)
-    slope = np.clip((marginal - mean) / curves.service_s, 0.0, 300.0)
-    return ratio, (_RHO_ERROR * slope) ** 2
-
-
 def _capacity(
     before: LogFilter,
     goodput_rps: Floats,
     busy: Floats,
     samples: Floats,
     cv2: Floats,
+    doubt: Floats,
     elapsed_s: float,
 ) -> LogFilter:
     """Filter the rate at which a provider would be fully busy: its rate over its utilisation."""
@@ -318,6 +306,7 @@ def _capacity(
         np.where(usable, samples, 0.0),
         1.0 + cv2,
         elapsed_s,
+        CAPACITY_FLOOR + doubt,
     )
     return filtered
 

@@ -17,6 +17,7 @@ from xds_server.core.tables import Floats, Ints
 from xds_server.engine.deploy import NOTHING, Deployment
 from xds_server.engine.models import Models, initial_models
 from xds_server.engine.observe import RowMap
+from xds_server.engine.problem import STANDBY
 from xds_server.engine.types import Problem
 from xds_server.model.ids import ProviderName, RouteKey
 from xds_server.model.snapshot import Overlay
@@ -94,9 +95,10 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
     # A pair that is new in a route which had shares starts at 0, not at its baseline.
     inherited = problem.pairs.sum_by_route((pair_from >= 0).astype(np.float64)) > 0.0
     blank = np.where(inherited[problem.pairs.route], 0.0, problem.baseline_shares)
-    shares = limits.onto_allowed(
-        problem.pairs, _take(old.shares, pair_from, blank), problem.allowed
-    )
+    carried = _take(old.shares, pair_from, blank)
+    # Who goes back to standby still works: ``wind_down`` takes its traffic in bounded steps.
+    left = np.array([why == STANDBY for why in problem.excluded_because], dtype=bool)
+    shares = limits.onto_allowed(problem.pairs, carried, problem.allowed | (left & (carried > 0.0)))
     good = limits.onto_allowed(
         problem.pairs, _take(old.last_good, pair_from, blank), problem.allowed
     )
@@ -117,6 +119,8 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
             _carry(m.capacity, provider_from, fresh.capacity), old.problem, problem, provider_from
         ),
         tail_ratio=_take(m.tail_ratio, provider_from, fresh.tail_ratio),
+        rps=_take(m.rps, provider_from, fresh.rps),
+        turned=_take(m.turned, provider_from, fresh.turned),
         cv2=_take(m.cv2, provider_from, fresh.cv2),
         errors=_carry(m.errors, provider_from, fresh.errors),
         power=_carry(m.power, provider_from, fresh.power),
@@ -125,7 +129,27 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
         demand=_carry(m.demand, route_from, fresh.demand),
         budget_pressure=_take(m.budget_pressure, route_from, fresh.budget_pressure),
     )
-    return EngineState(problem, shares, shares, models, good, weights)
+    wanted = limits.onto_allowed(problem.pairs, shares, problem.allowed)
+    return EngineState(problem, shares, wanted, models, good, weights)
+
+
+def wind_down(state: EngineState, max_shift_ratio: float) -> None:
+    """Take what is left of their traffic from providers that may not be used any more.
+
+    At most ``max_shift_ratio`` of a route in one step. Its weights count as never published, so
+    that the next deployment makes them anew.
+    """
+    problem, pairs = state.problem, state.problem.pairs
+    moving = pairs.any_by_route(~problem.allowed & (state.shares > 0.0))
+    moving &= pairs.any_by_route(problem.allowed)
+    if not moving.any():
+        return
+    target = limits.onto_allowed(pairs, state.shares, problem.allowed)
+    step = limits.limit_shift(pairs, state.shares, target, max_shift_ratio)
+    rows = moving[pairs.route]
+    state.shares = np.where(rows, step, state.shares)
+    state.wanted = np.where(rows, target, state.wanted)
+    state.weights = np.where(rows, 0, state.weights)
 
 
 def _carry(old: _Rows, rows: Ints, blank: _Rows) -> _Rows:
