@@ -14,6 +14,8 @@ from xds_server.model.topology import Address, Mesh, Provider
 
 DEFAULT_CONCURRENCY = 8
 """Requests an endpoint is taken to serve at once until something says otherwise."""
+STANDBY = "standby"
+"""Why a pair is excluded that nothing but standby excludes."""
 _GIB = float(2**30)
 _ANY = "*"
 _Cells = Mapping[tuple[str, str], float]  # dollars per GiB, by (from, to)
@@ -31,9 +33,15 @@ class _Row:
 
 
 def build_problem(
-    mesh: Mesh, endpoints: Mapping[ProviderName, tuple[Address, ...]], groups: Iterable[Group]
+    mesh: Mesh,
+    endpoints: Mapping[ProviderName, tuple[Address, ...]],
+    groups: Iterable[Group],
+    substitutes: frozenset[ProviderName] = frozenset(),
 ) -> Problem:
-    """Lay out routes, pairs and providers; order is by key, so it is reproducible."""
+    """Lay out routes, pairs and providers; order is by key, so it is reproducible.
+
+    ``substitutes`` are providers on standby that may be used all the same.
+    """
     ordered = sorted(groups, key=lambda g: g.key)
     rows = [row for group in ordered for row in _rows(mesh, group)]
     providers = tuple(sorted(mesh.providers))
@@ -47,7 +55,7 @@ def build_problem(
         len(rows),
         len(providers),
     )
-    reasons = tuple(_exclusion(row, p, endpoints) for _, row, p in flat)
+    reasons = tuple(_exclusion(row, p, endpoints, substitutes) for _, row, p in flat)
     weights = np.array([float(p.baseline_weight) for _, _, p in flat])
     total = pairs.sum_by_route(weights)
     keys = np.array(
@@ -136,16 +144,22 @@ def _origin(row: _Row) -> Profile:
 
 
 def _exclusion(
-    row: _Row, provider: Provider, endpoints: Mapping[ProviderName, tuple[Address, ...]]
+    row: _Row,
+    provider: Provider,
+    endpoints: Mapping[ProviderName, tuple[Address, ...]],
+    substitutes: frozenset[ProviderName],
 ) -> str:
-    """Say why a provider may not serve a route; empty when it may."""
+    """Say why a provider may not serve a route; empty when it may.
+
+    Standby comes last: whom only that excludes may substitute.
+    """
     require = row.template.profile(row.key.group.phase).geography.require
-    if provider.standby:
-        return "standby"
     if not endpoints.get(provider.name):
         return "no endpoints"
     if require and provider.locality.region not in require:
         return f"geography requires {', '.join(require)}"
+    if provider.standby and provider.name not in substitutes:
+        return STANDBY
     return ""
 
 

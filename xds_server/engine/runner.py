@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import structlog
 
@@ -13,12 +13,14 @@ from xds_server.engine.explain import explain
 from xds_server.engine.loop import Tick, tick
 from xds_server.engine.problem import build_problem
 from xds_server.engine.seeding import plant_providers, plant_routes
-from xds_server.engine.state import EngineState, adopt, initial_state
-from xds_server.engine.types import Group
+from xds_server.engine.slow import SlowLoop
+from xds_server.engine.state import EngineState, adopt, initial_state, wind_down
+from xds_server.engine.types import Group, Problem
 from xds_server.errors import XdsServerError
 from xds_server.model.decision import Explanation
 from xds_server.model.history import Seeds
 from xds_server.model.ids import GroupKey, Locality, NodeId, ProviderName
+from xds_server.model.slow import SlowDecision
 from xds_server.model.snapshot import Node
 from xds_server.model.telemetry import InstanceSignals
 from xds_server.model.template import Template
@@ -39,6 +41,7 @@ class Turn:
     signals: tuple[InstanceSignals, ...]
     phases: Mapping[NodeId, PhaseState]
     duration_s: float
+    slow: tuple[SlowDecision, ...] = ()  # what a slow tick changed, for the next tick
 
 
 class Engine:
@@ -57,7 +60,8 @@ class Engine:
         self._publisher, self._registry = publisher, registry
         self._tracker = PhaseTracker()
         self._groups: dict[GroupKey, Group] = {}
-        self._state = initial_state(build_problem(mesh, endpoints, ()))
+        self.slow = SlowLoop()
+        self._state = initial_state(self._problem())
         plant_providers(self._state, seeds)
         self._last_s: float | None = None
         self.turns = 0
@@ -77,7 +81,8 @@ class Engine:
             for key, group in self._groups.items()
             if key.application in mesh.applications and self._has_phase(group)
         }
-        problem = build_problem(mesh, endpoints, self._groups.values())
+        self.slow.set_mesh(mesh)
+        problem = self._problem()
         self._state = adopt(self._state, problem)
         if stopped:  # nothing is published any more: sidecars are at their baseline
             self.forget_published()
@@ -96,6 +101,7 @@ class Engine:
         self._registry.roll()
         signals = tuple(self._registry.signals(now_s))
         phases = self._update_groups(signals, now_s, wall_s)
+        wind_down(self._state, self._mesh.engine.max_shift_ratio)
         done = tick(
             self._state,
             self._registry.window(now_s, WINDOW_SLOTS),
@@ -107,7 +113,10 @@ class Engine:
             elapsed_s=max(elapsed_s, 1e-3),
         )
         self.turns += 1
-        self.last = Turn(done, signals, phases, time.perf_counter() - begun)
+        slow = self.slow.run(self._mesh, self._state.problem, done, now_s)
+        self.last = Turn(done, signals, phases, time.perf_counter() - begun, slow)
+        for decision in slow:
+            log.info("engine.slow_decision", **asdict(decision))
         return self.last
 
     def explain(self, application: str, service: str) -> tuple[Explanation, ...]:
@@ -123,6 +132,10 @@ class Engine:
         if len(last.decision.shares) != len(self._state.problem.excluded_because):
             raise KeyError(f"{application}/{service}")  # reloaded, not yet decided anew
         return tuple(explain(self._state.problem, last, r) for r in routes)
+
+    def _problem(self) -> Problem:
+        self._substitutes = self.slow.substitutes.active
+        return build_problem(self._mesh, self._endpoints, self._groups.values(), self._substitutes)
 
     # -- groups ----------------------------------------------------------------------
 
@@ -143,9 +156,9 @@ class Engine:
             key: self._group(key, frozenset(ids), nodes, phases, now_s)
             for key, ids in members.items()
         }
-        if groups != self._groups:
+        if groups != self._groups or self.slow.substitutes.active != self._substitutes:
             self._groups = groups
-            problem = build_problem(self._mesh, self._endpoints, groups.values())
+            problem = self._problem()
             before, self._state = self._state.problem, adopt(self._state, problem)
             enforced = self._mesh.mode is Mode.ENFORCE
             ttl_s = self._mesh.engine.weights_ttl_s if enforced else 0.0

@@ -1,0 +1,68 @@
+"""The slow tick: what reweighting cannot do, judged by the same prices.
+
+Every ``engine.slow_tick_s``, after an ordinary tick. It changes no weights: it changes what there
+is to choose from, and ordinary ticks follow in their bounded steps.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from xds_server.engine.loop import Tick
+from xds_server.engine.optima import Optima
+from xds_server.engine.substitutes import Substitutes
+from xds_server.engine.types import Problem
+from xds_server.model.ids import ProviderName, ServiceName
+from xds_server.model.slow import SlowDecision, SlowStatus
+from xds_server.model.topology import Mesh, Mode
+
+
+@dataclass(slots=True)
+class SlowLoop:
+    """What slow ticks remember; bounded by what the mesh declares."""
+
+    substitutes: Substitutes = field(default_factory=Substitutes)
+    _due_s: float | None = None
+    _starved: frozenset[object] = frozenset()
+
+    def set_mesh(self, mesh: Mesh) -> None:
+        """Forget what is not declared any more, and what only a mesh that enforces may do."""
+        standby = frozenset(n for n, p in mesh.providers.items() if p.standby)
+        self.substitutes.keep(standby)
+        if mesh.mode is not Mode.ENFORCE:
+            self.substitutes.release()
+
+    def run(
+        self, mesh: Mesh, problem: Problem, tick: Tick, now_s: float
+    ) -> tuple[SlowDecision, ...]:
+        """Decide, if it is time; in mode observe never."""
+        if self._due_s is None:
+            self._due_s = now_s + mesh.engine.slow_tick_s
+        if mesh.mode is Mode.OBSERVE or not (now_s >= self._due_s or self._newly_starved(problem)):
+            return ()
+        self._due_s = now_s + mesh.engine.slow_tick_s
+        enforced = mesh.mode is Mode.ENFORCE
+        return self.substitutes.decide(
+            problem,
+            tick.evaluation,
+            Optima(mesh.engine),
+            _service_of(mesh),
+            enforced=enforced,
+            now_s=now_s,
+        )
+
+    def status(self, now_s: float) -> tuple[SlowStatus, ...]:
+        """Everything that slow ticks decide about, as it stands."""
+        return self.substitutes.status(now_s)
+
+    def _newly_starved(self, problem: Problem) -> bool:
+        """Whether a route has just lost the last provider that may serve it: that cannot wait."""
+        without = ~problem.pairs.any_by_route(problem.allowed)
+        starved = frozenset(problem.routes[r] for r in without.nonzero()[0])
+        new = bool(starved - self._starved)
+        self._starved = starved
+        return new
+
+
+def _service_of(mesh: Mesh) -> Callable[[ProviderName], ServiceName]:
+    known = mesh.providers
+    return lambda name: known[name].service if name in known else ""
