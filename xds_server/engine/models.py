@@ -27,6 +27,7 @@ _SILENT_RPS = 0.02
 _CHANCE_SIGMA = 2.5
 CAPACITY_FLOOR = 0.04**2
 """Relative variance of a rate over a utilisation that no number of samples removes."""
+_LATE_ANSWERED, _LATE_WEIGHT = 0.3, 0.1
 _TURN_KEPT = 0.5
 _TURN_WEIGHT = 0.25
 _BACKLOG_RATIO, _BACKLOG_SERVICE = 3.0, 0.5
@@ -46,6 +47,7 @@ class Models:
     cv2: Floats  # squared coefficient of variation of one response time
     rps: Floats  # counted last; NaN before
     turned: Floats  # how much the load has changed of late, as a logarithm
+    behind_s: Floats  # for how long windows will still hold what waited for a backlog
     capacity: LogFilter  # log requests/s; NaN where nobody said anything of it
     tail_ratio: Floats
     errors: ErrorCounts
@@ -89,6 +91,7 @@ def initial_models(problem: Problem) -> Models:
         cv2=np.full(providers, UNKNOWN_CV2),
         rps=np.full(providers, np.nan),
         turned=zeros,
+        behind_s=zeros,
         capacity=LogFilter(
             np.log(problem.capacity_prior_rps),
             np.full(providers, UNKNOWN_VARIANCE),
@@ -164,9 +167,25 @@ def update_models(
     before = np.where(np.isfinite(models.rps), models.rps, rps)
     turned = np.abs(np.log(np.maximum(rps, 1.0) / np.maximum(before, 1.0)))
     turned = np.maximum(turned, models.turned * _TURN_KEPT)
-    capacity = _capacity(models.capacity, rps * answered, busy, samples, cv2, turned**2, elapsed_s)
+    ended = (seen.provider_responses + seen.provider_errors) / np.maximum(
+        seen.provider_attempts, 1.0
+    )
+    capacity = _capacity(
+        models.capacity,
+        rps * answered,
+        rps * np.minimum(ended, 1.0),
+        busy,
+        samples,
+        cv2,
+        turned**2,
+        elapsed_s,
+    )
     capacity_rps = np.exp(capacity.mean)
-    behind = backlog(stations(problem, models), capacity_rps, rps, seen.provider_active) > 0.0
+    queue_s = backlog(stations(problem, models), capacity_rps, rps, seen.provider_active)
+    behind_s = np.where(queue_s > 0.0, window_s, models.behind_s - elapsed_s)
+    behind = behind_s > 0.0
+    # Timeouts of a queue that still gets answers are the queue's, and cost as its wait does.
+    late = behind & (answered > _LATE_ANSWERED)
     # While a backlog drains, responses are about the past.
     samples = np.where(behind, 0.0, samples)
     variability = _variability(cv2)
@@ -197,11 +216,12 @@ def update_models(
         cv2=cv2,
         rps=rps,
         turned=turned,
+        behind_s=behind_s,
         capacity=capacity,
         tail_ratio=models.tail_ratio + tail_weight * (np.clip(tail, 1.0, 10.0) - models.tail_ratio),
         errors=estimate.count_errors(
             models.errors,
-            seen.provider_errors * overlap,
+            seen.provider_errors * overlap * np.where(late, _LATE_WEIGHT, 1.0),
             np.maximum(seen.provider_attempts, seen.provider_errors) * overlap,
             elapsed_s,
         ),
@@ -289,6 +309,7 @@ def _elasticity(curves: Stations, fits: PowerFits, rps: Floats) -> Floats:
 def _capacity(
     before: LogFilter,
     goodput_rps: Floats,
+    ended_rps: Floats,
     busy: Floats,
     samples: Floats,
     cv2: Floats,
@@ -297,7 +318,13 @@ def _capacity(
 ) -> LogFilter:
     """Filter the rate at which a provider would be fully busy: its rate over its utilisation."""
     usable = np.isfinite(busy) & (busy > _BUSY_MIN) & (goodput_rps > 1.0)
-    measured = np.log(np.where(usable, goodput_rps / np.maximum(busy, _BUSY_MIN), 1.0))
+    part = np.maximum(busy, _BUSY_MIN)
+    least = np.log(np.where(usable, goodput_rps / part, 1.0))
+    # A request that failed may have been served in vain, or not at all: what is believed
+    # stands as long as it lies between the two.
+    most = np.log(np.where(usable, np.maximum(ended_rps, goodput_rps) / part, 1.0))
+    known = np.where(np.isfinite(before.mean), before.mean, least)
+    measured = np.clip(known, least, most)
     start = np.where(np.isnan(before.mean) & usable, measured, before.mean)
     # Work that arrived is a sum of as many service times as there were requests.
     filtered, _ = estimate.update(

@@ -109,6 +109,10 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
         ],
         dtype=bool,
     )
+    # A route whose shares had to change has no weights yet that say so.
+    forced = problem.pairs.any_by_route(np.abs(shares - carried) > 1e-6)
+    forced &= problem.pairs.any_by_route(problem.allowed)
+    same &= ~forced[problem.pairs.route]
     weights = np.where(
         same, _take(old.weights, pair_from, np.zeros(len(pair_from), dtype=np.int64)), 0
     )
@@ -121,6 +125,7 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
         tail_ratio=_take(m.tail_ratio, provider_from, fresh.tail_ratio),
         rps=_take(m.rps, provider_from, fresh.rps),
         turned=_take(m.turned, provider_from, fresh.turned),
+        behind_s=_take(m.behind_s, provider_from, fresh.behind_s),
         cv2=_take(m.cv2, provider_from, fresh.cv2),
         errors=_carry(m.errors, provider_from, fresh.errors),
         power=_carry(m.power, provider_from, fresh.power),
