@@ -32,6 +32,8 @@ class Seen:
     utilisation_ratio: Floats  # (J,) NaN: nothing was said
     price_usd: Floats  # (J,) per request
     load_age_s: Floats  # (J,)
+    recent_requests: Floats  # (P,) of the newest tick
+    recent_covered_s: Floats  # (P,) seconds of it that were reported
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,4 +137,12 @@ class Feed:
             np.where(load_age <= 30.0, self._busy, np.nan),
             self.world.price_usd[tick],
             np.where(np.isfinite(load_age), load_age, np.inf),
+            *self._recent(rows),
         )
+
+    def _recent(self, rows: int) -> tuple[Floats, Floats]:
+        """Requests of the newest slot, and the seconds of it that were reported."""
+        if not self._slots:
+            return np.zeros(rows), np.zeros(rows)
+        _, kept, slot = self._slots[-1]
+        return np.where(kept, slot.requests, 0.0), kept.astype(np.float64)

@@ -117,6 +117,8 @@ class Ours:
             rx_bytes=seen.latency_count * 20_000.0,
             tx_bytes=seen.requests * 500.0,
             age_s=seen.age_s,
+            recent_requests=seen.recent_requests,
+            recent_covered_s=seen.recent_covered_s,
         )
 
     def _load(self, seen: Seen) -> ProviderLoad:

@@ -64,7 +64,7 @@ def evaluate(
     models = replace(
         models,
         demand=update_demand(
-            models.demand, seen.route_rps, window.window_s, overlap, measured, tick_s
+            models.demand, seen.route_recent_rps, window.window_s, overlap, measured, tick_s
         ),
     )
     demand = _demand(problem, models.demand_rps)

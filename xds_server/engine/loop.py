@@ -45,7 +45,7 @@ def tick(
     bottlenecks = find_bottlenecks(problem, evaluation)
     candidates = generate(problem, evaluation, state.wanted, settings)
     simulated = simulate(problem, evaluation, candidates)
-    decision = select(problem, evaluation, bottlenecks, simulated, mode)
+    decision = select(problem, evaluation, simulated, mode)
     deployment = deploy(
         problem,
         decision,

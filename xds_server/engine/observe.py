@@ -67,9 +67,11 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
     """
     pairs = problem.pairs
     rps = window.requests / np.maximum(window.covered_s, 1e-9)
+    recent = _recent_rps(window, rps)
     columns = np.column_stack(
         [
             rps,
+            recent,
             window.latency_sum_s,
             window.latency_count,
             window.rx_bytes,
@@ -78,11 +80,12 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
             window.active,
         ]
     )
-    pair_rps, pair_sum, pair_count, pair_bytes, *_ = (rows.to_pairs @ columns).T
+    pair_rps, pair_recent, pair_sum, pair_count, pair_bytes, *_ = (rows.to_pairs @ columns).T
     route = {
         name: pairs.sum_by_route(values)
         for name, values in (
             ("rps", pair_rps),
+            ("recent", pair_recent),
             ("sum", pair_sum),
             ("count", pair_count),
             ("bytes", pair_bytes),
@@ -101,6 +104,7 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
         pair_rps=pair_rps,
         pair_responses=pair_count,
         route_rps=route["rps"],
+        route_recent_rps=route["recent"],
         route_latency_s=_ratio(route["sum"], route["count"]),
         route_p95_s=quantile_s(rows.to_routes @ window.latency_hist, _BOUNDS_S, _P95),
         route_responses=route["count"],
@@ -109,14 +113,22 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
         place_latency_s=_ratio(place_sum, place_count),
         place_responses=place_count,
         provider_rps=by_provider[0],
-        provider_latency_s=_ratio(by_provider[1], by_provider[2]),
+        provider_latency_s=_ratio(by_provider[2], by_provider[3]),
         provider_p95_s=quantile_s(provider_hist, _BOUNDS_S, _P95),
         provider_cv2=squared_variation(provider_hist, _BOUNDS_S),
-        provider_responses=by_provider[2],
-        provider_errors=by_provider[4],
-        provider_attempts=by_provider[5],
-        provider_active=by_provider[6],
+        provider_responses=by_provider[3],
+        provider_errors=by_provider[5],
+        provider_attempts=by_provider[6],
+        provider_active=by_provider[7],
     )
+
+
+def _recent_rps(window: PairWindow, rps: Floats) -> Floats:
+    """(W,) rate in the newest slot; that of the window where the slot has no report yet."""
+    if window.recent_requests is None or window.recent_covered_s is None:
+        return rps
+    covered = window.recent_covered_s
+    return np.where(covered > 0.0, window.recent_requests / np.maximum(covered, 1e-9), rps)
 
 
 def _rows(problem: Problem, window: PairWindow) -> tuple[Ints, Ints]:

@@ -2,17 +2,14 @@
 
 import numpy as np
 
-from xds_server.core import limits, objective
+from xds_server.core import objective
 from xds_server.core.tables import Bools, Floats, Ints
+from xds_server.engine.gain import Gains, route_gains
 from xds_server.engine.simulate import forecast
-from xds_server.engine.types import Bottlenecks, Evaluation, Problem, Simulated
+from xds_server.engine.types import Evaluation, Problem, Simulated
 from xds_server.model.decision import HOLD_REASONS, MOVES, Decision, HoldReason, Move
 from xds_server.model.topology import Mode
 
-SWITCH_RATIO = 0.01
-"""What moving all of a route's traffic costs, as a share of its objective."""
-GAIN_Z = 2.0
-"""A gain counts by its lower bound, so many standard deviations below what is expected."""
 TOGETHER_RATIO = 0.005
 """What holding may cost all routes together, as a part of the objective."""
 DEADBAND_SHARE = 0.01
@@ -26,29 +23,19 @@ _POSTPONES = np.array(
 def select(
     problem: Problem,
     evaluation: Evaluation,
-    bottlenecks: Bottlenecks,
     simulated: Simulated,
     mode: Mode,
 ) -> Decision:
     """Gate: take the plan with the lowest forecast, then hold the routes that gain too little.
 
-    A route's gain is first order: d (w_now - w) (C + p), at the mean of the prices before
-    and after, since routes share providers and a plan's total does not split. Mode
-    observe measures and never decides.
+    A route's gain is its part of what the plan gains in all (``engine.gain``). Mode observe
+    measures and never decides.
     """
-    pairs, now = problem.pairs, evaluation.shares_now
+    pairs = problem.pairs
     proposed = simulated.candidates.proposed
-    plan = proposed[int(simulated.total_ms.argmin())]
-    price = 0.5 * (bottlenecks.price_ms + simulated.candidates.price_ms)
-    marginal = evaluation.costs.total + price[pairs.provider]
-    change = now - plan.shares
-    gain = pairs.sum_by_route(change * marginal)
-    hold = simulated.hold
-    # What a provider really costs is known to within its model's error; so is the gain.
-    sigma_ms = evaluation.sigma_ratio * price
-    doubt = np.sqrt(pairs.sum_by_route((change * sigma_ms[pairs.provider]) ** 2))
-    sure = gain - GAIN_Z * evaluation.calibration * doubt
-    reason = _reasons(problem, evaluation, plan.shares, sure, hold.cost_ms)
+    gains = route_gains(problem, evaluation, simulated)
+    plan, hold = gains.plan, simulated.hold
+    reason = _reasons(problem, evaluation, gains, hold.cost_ms)
     if mode is Mode.OBSERVE:
         reason = np.full(pairs.routes, HOLD_REASONS.index(HoldReason.OBSERVING))
     reason = _together(problem, evaluation, simulated, plan.shares, reason)
@@ -63,6 +50,8 @@ def select(
         wanted=np.where((held & ~_POSTPONES[reason])[pairs.route], shares, plan.shares),
         chosen=forecast(problem, evaluation, shares),
         hold=hold,
+        gain_ms=gains.net_ms,
+        doubt_ms=gains.doubt_ms,
         gap_ratio=simulated.candidates.gap_ratio,
         iterations=simulated.candidates.iterations,
     )
@@ -89,13 +78,11 @@ def _together(
     return np.where(_POSTPONES[reason], 0, reason)
 
 
-def _reasons(
-    problem: Problem, evaluation: Evaluation, shares: Floats, gain_ms: Floats, cost_ms: Floats
-) -> Ints:
+def _reasons(problem: Problem, evaluation: Evaluation, gains: Gains, cost_ms: Floats) -> Ints:
     """(R,) why each route holds; ``NONE`` where it moves. The first that applies is given."""
     pairs = problem.pairs
-    moved = limits.moved_ratio(pairs, evaluation.shares_now, shares)
-    widest = pairs.max_by_route(np.abs(shares - evaluation.shares_now))
+    widest = pairs.max_by_route(np.abs(gains.change))
+    sure_ms = gains.gross_ms - gains.doubt_ms
     choices = pairs.sum_by_route(evaluation.allowed.astype(np.float64))
     scale = np.maximum(np.abs(cost_ms), 1e-9)
     tests: tuple[tuple[HoldReason, Bools], ...] = (
@@ -103,10 +90,10 @@ def _reasons(
         (HoldReason.ONE_PROVIDER, choices == 1.0),
         (HoldReason.NO_TELEMETRY, ~evaluation.measured),
         (HoldReason.NO_DEMAND, evaluation.demand_rps <= 0.0),
-        (HoldReason.GAIN_BELOW_COST, gain_ms <= SWITCH_RATIO * scale * moved),
+        (HoldReason.GAIN_BELOW_COST, sure_ms <= gains.switch_ms),
         (
             HoldReason.DEADBAND,
-            (widest <= DEADBAND_SHARE) & (gain_ms <= DEADBAND_GAIN_RATIO * scale),
+            (widest <= DEADBAND_SHARE) & (sure_ms <= DEADBAND_GAIN_RATIO * scale),
         ),
     )
     codes = [HOLD_REASONS.index(reason) for reason, _ in tests]

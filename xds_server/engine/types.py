@@ -93,6 +93,7 @@ class Observation:
     pair_rps: Floats  # (P,) attempts/s
     pair_responses: Floats  # (P,)
     route_rps: Floats  # (R,)
+    route_recent_rps: Floats  # (R,) in the newest slot, where that is told apart
     route_latency_s: Floats  # (R,) NaN: no response
     route_p95_s: Floats  # (R,) NaN
     route_responses: Floats  # (R,)

@@ -46,6 +46,9 @@ class PairWindow:
     rx_bytes: Floats  # (P,)
     tx_bytes: Floats  # (P,)
     age_s: Floats  # (P,) since the newest sample; inf if there was none
+    # Of the newest slot alone, which is where demand is first seen to change; None: not told apart.
+    recent_requests: Floats | None = None  # (P,)
+    recent_covered_s: Floats | None = None  # (P,) 0 where nothing has been reported yet
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,6 +155,8 @@ class PairWindows:
             rx_bytes=table[:, 2],
             tx_bytes=table[:, 3],
             age_s=now_s - self._seen_at_s[rows],
+            recent_requests=self._table[chosen[0], rows, 0],
+            recent_covered_s=self._table[chosen[0], rows, _COVERED],
         )
 
     def newest(self) -> SlotTables:
