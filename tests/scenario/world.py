@@ -120,6 +120,7 @@ class Plane:
         self.stations, self.rps = stations, rps
         self.mesh = mesh(stations, **options)  # type: ignore[arg-type]
         self.actuator = RecordingActuator()
+        self.without: frozenset[str] = frozenset()  # providers without endpoints
         self.now_s = 0.0
         self.phase = self.mesh.templates["web"].profiles[-1].name
         self.state: EngineState = initial_state(self._problem(None))
@@ -171,8 +172,15 @@ class Plane:
             origin,
             self.now_s,
         )
-        endpoints = {p.name: p.endpoints for p in self.mesh.providers.values()}
-        return build_problem(self.mesh, endpoints, [group])
+        endpoints = {
+            p.name: () if p.name in self.without else p.endpoints
+            for p in self.mesh.providers.values()
+        }
+        return build_problem(self.mesh, endpoints, [group], self._substitutes())
+
+    def _substitutes(self) -> frozenset[str]:
+        """Who of those on standby may be used."""
+        return frozenset()
 
     def _world(self) -> None:
         bounds = np.array(LATENCY_BUCKETS_MS) / 1e3
