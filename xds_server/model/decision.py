@@ -74,6 +74,8 @@ class Decision:
     wanted: Floats  # (P,) where to go on from: the plan, also where it is not worth a push yet
     chosen: Forecast
     hold: Forecast
+    gain_ms: Floats  # (R,) of the best plan, less what the move itself costs
+    doubt_ms: Floats  # (R,) what that has to exceed
     gap_ratio: float  # the solver's duality gap, relative
     iterations: int
 

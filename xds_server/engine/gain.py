@@ -1,0 +1,126 @@
+"""What each route gains by a plan, and in which terms: for the gate, and for who asks why.
+
+A plan's total cost does not split over routes, since they share providers. Its *change* does:
+with p_j = (x1 T(x1) - x0 T(x0)) / (x1 - x0), the mean price of provider j's load between the
+shares of now and those of the plan, the routes' gains d (w_now - w) (C + p) add up to exactly
+what the plan gains in all. Since x T = x (s + W), that price is s, plus the mean wait, plus the
+mean load times the rise of the wait: idle time, queueing, and what a request costs the others.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from xds_server.core import latency, limits
+from xds_server.core.latency import Stations
+from xds_server.core.objective import PairCosts
+from xds_server.core.tables import Floats, Ints
+from xds_server.engine.types import Evaluation, Problem, Simulated
+from xds_server.model.decision import Candidate
+
+SWITCH_RATIO = 0.01
+"""What moving all of a route's traffic costs, as a share of its objective."""
+GAIN_Z = 2.0
+"""A gain counts by its lower bound, so many standard deviations below what is expected."""
+_UNMOVED_RATIO = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What a request costs all who use a provider, mean over a change of its load; (J,) each."""
+
+    idle_ms: Floats
+    queueing_ms: Floats  # its own wait
+    rent_ms: Floats  # what it adds to the waits of others, x T'
+
+    @property
+    def total_ms(self) -> Floats:
+        """(J,)."""
+        return self.idle_ms + self.queueing_ms + self.rent_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Gains:
+    """What a plan would gain, ms-equivalent per request; axes as in ``Problem``."""
+
+    plan: Candidate
+    prices: Prices
+    change: Floats  # (P,) shares now less those of the plan
+    gross_ms: Floats  # (R,) expected gain, before what the move itself costs
+    switch_ms: Floats  # (R,) what the move itself costs
+    doubt_ms: Floats  # (R,) by how much the gain may be overrated
+
+    @property
+    def net_ms(self) -> Floats:
+        """(R,) the gain; it has to exceed ``doubt_ms`` to be worth a move."""
+        return self.gross_ms - self.switch_ms
+
+
+def best_plan(simulated: Simulated) -> Candidate:
+    """Return the candidate with the lowest forecast."""
+    return simulated.candidates.proposed[int(simulated.total_ms.argmin())]
+
+
+def route_gains(
+    problem: Problem, evaluation: Evaluation, simulated: Simulated, plan: Candidate | None = None
+) -> Gains:
+    """Price a plan, by default the best one, route by route."""
+    plan = plan or best_plan(simulated)
+    pairs, now = problem.pairs, evaluation.shares_now
+    demand = evaluation.demand_rps[pairs.route]
+    change = now - plan.shares
+    prices = prices_between(
+        evaluation.stations,
+        pairs.sum_by_provider(demand * now),
+        pairs.sum_by_provider(demand * plan.shares),
+    )
+    price = prices.total_ms
+    # What a provider really costs is known to within its model's error; so is the gain.
+    sigma_ms = evaluation.sigma_ratio * price
+    doubt = np.sqrt(pairs.sum_by_route((change * sigma_ms[pairs.provider]) ** 2))
+    scale = np.maximum(np.abs(simulated.hold.cost_ms), 1e-9)
+    return Gains(
+        plan=plan,
+        prices=prices,
+        change=change,
+        gross_ms=pairs.sum_by_route(change * (evaluation.costs.total + price[pairs.provider])),
+        switch_ms=SWITCH_RATIO * scale * limits.moved_ratio(pairs, now, plan.shares),
+        doubt_ms=GAIN_Z * evaluation.calibration * doubt,
+    )
+
+
+def prices_between(stations: Stations, before_rps: Floats, after_rps: Floats) -> Prices:
+    """Mean prices between two loads; where a load stays, its marginal price."""
+    before, after = latency.wait_s(stations, before_rps), latency.wait_s(stations, after_rps)
+    rise_rps = after_rps - before_rps
+    moved = np.abs(rise_rps) > _UNMOVED_RATIO * (before_rps + after_rps + 1.0)
+    mean, marginal, _ = latency.mean_and_marginal_s(stations, before_rps)
+    slope = (after - before) / np.where(moved, rise_rps, 1.0)
+    rent = np.where(moved, 0.5 * (before_rps + after_rps) * slope, marginal - mean)
+    return Prices(1e3 * stations.idle_s, 0.5e3 * (before + after), 1e3 * rent)
+
+
+def gain_terms(
+    problem: Problem, evaluation: Evaluation, gains: Gains, routes: Ints
+) -> dict[str, Floats]:
+    """Name by name, what each of ``routes`` gains, (K,) ms-equivalent; they add up to ``net_ms``.
+
+    The names are those of ``model.explanation.GAIN_TERMS``. The switching cost is negative.
+    """
+    pairs = problem.pairs
+    number = np.full(pairs.routes, -1, dtype=np.int64)
+    number[routes] = np.arange(len(routes))
+    mine = np.flatnonzero(number[pairs.route] >= 0)
+    row, provider = number[pairs.route[mine]], pairs.provider[mine]
+
+    def gained(cost_ms: Floats) -> Floats:
+        total = np.bincount(row, gains.change[mine] * cost_ms, len(routes))
+        return total.astype(np.float64, copy=False)
+
+    return {
+        "latency": gained(gains.prices.idle_ms[provider]),
+        "queueing": gained(gains.prices.queueing_ms[provider]),
+        "rent": gained(gains.prices.rent_ms[provider]),
+        **{f.name: gained(getattr(evaluation.costs, f.name)[mine]) for f in fields(PairCosts)},
+        "switching": -gains.switch_ms[routes],
+    }
