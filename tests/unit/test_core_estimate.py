@@ -45,7 +45,7 @@ def test_a_ratio_is_always_one(ticks: list[tuple[float, float]]) -> None:
 
 def filtered(values: list[float], samples: float) -> float:
     one = np.ones(1)
-    state = LogFilter(np.log(0.1 * one), 0.01 * one, np.log(0.1 * one), 0.0 * one, 0.0 * one)
+    state = LogFilter(np.log(0.1 * one), 0.01 * one, np.log(0.1 * one), 0.0 * one, 0.0 * one, one)
     for value in values:
         state, _ = update(state, np.log(value * one), samples * one, 0.5 * one, 1.0)
     return float(np.exp(state.mean[0]))
@@ -67,7 +67,7 @@ def test_noise_moves_the_estimate_little() -> None:
 
 def test_without_samples_a_model_returns_to_its_prior() -> None:
     one = np.ones(1)
-    state = LogFilter(np.log(0.9 * one), 0.01 * one, np.log(0.1 * one), 0.0 * one, 0.0 * one)
+    state = LogFilter(np.log(0.9 * one), 0.01 * one, np.log(0.1 * one), 0.0 * one, 0.0 * one, one)
     for _ in range(300):
         state, surprised = update(state, np.nan * one, 0.0 * one, 0.5 * one, 1.0)
         assert not surprised[0]

@@ -22,6 +22,8 @@ CUSUM_SLACK = 0.5
 CUSUM_LIMIT = 4.0
 """In standard deviations of the innovation: a shift of 1 sigma alarms in about 8 samples,
 no shift at all once in about 170 (Siegmund's approximation)."""
+SCATTER_GAIN = 0.05
+SCATTER_MAX = 9.0
 EXPIRE_S = 60.0
 """Time constant with which an unmeasured model returns to its prior."""
 ERROR_MEMORY = 200.0
@@ -43,6 +45,19 @@ class LogFilter:
     prior: Floats  # (J,) where ``mean`` returns to without samples; NaN: nowhere
     slower: Floats  # (J,) CUSUM of innovations above, standard deviations
     faster: Floats  # (J,) and below
+    scatter: Floats  # (J,) variance of innovations over what it should be, >= 1
+
+
+def scatter(state: LogFilter, innovation: Floats, expected: Floats, seen: Bools) -> Floats:
+    """(J,) how much more innovations scatter than ``expected`` (J,), their variance, says.
+
+    What is measured may be noisier than its counts: demand comes in bursts, a report in two
+    halves. A filter that did not know would take every burst for a change. One innovation counts
+    for at most ``SCATTER_MAX``, so that a true change does not pass for noise.
+    """
+    ratio = np.minimum(innovation**2 / np.maximum(expected, 1e-12), SCATTER_MAX)
+    step = np.where(seen, SCATTER_GAIN * (ratio - state.scatter), 0.0)
+    return np.maximum(state.scatter + step, 1.0)
 
 
 def cusum(state: LogFilter, z: Floats, seen: Bools) -> tuple[Floats, Floats, Bools]:
@@ -81,6 +96,8 @@ def update(
     drifted = state.variance + DRIFT_PER_S * elapsed_s
     noise = cv2 / np.maximum(samples, 1.0) + MODEL_FLOOR + doubt
     innovation = np.where(seen, measured - state.mean, 0.0)
+    scattered = scatter(state, innovation, drifted + noise, seen)
+    noise = noise * state.scatter
     z = innovation / np.sqrt(drifted + noise)
     slower, faster, surprised = cusum(state, z, seen)
     # A change of the provider itself: trust the measurement, not the past.
@@ -90,7 +107,7 @@ def update(
     prior = np.where(np.isnan(state.prior), state.mean, state.prior)
     mean = state.mean + gain * innovation + back * (prior - state.mean)
     variance = np.where(seen, (1.0 - gain) * drifted, np.minimum(drifted, 1.0))
-    return LogFilter(mean, variance, state.prior, slower, faster), surprised
+    return LogFilter(mean, variance, state.prior, slower, faster, scattered), surprised
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ BREAK_KEPT = 0.5
 CHANGED_RATIO = 1.35
 CHANGED_SIGMA = 4.0
 """The same load with a latency that is off by both is another provider under the same name."""
-CHANGED_KEPT = 0.02
+CHANGED_KEPT = 0.0
 KNOWN_MARGIN = 10.0
 """Log-likelihood by which a curve must be better than a station whose capacity is known."""
 UNKNOWN_MARGIN = 0.0

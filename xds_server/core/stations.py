@@ -55,6 +55,8 @@ def update(
     expected, slope, by_load = _linear(mean, rps, capacity_rps, servers, variability)
     noise = cv2 / np.maximum(samples, 1.0) + MODEL_FLOOR + (LOAD_ERROR + load_variance) * by_load**2
     innovation = np.where(seen, log_t - expected, 0.0)
+    scattered = estimate.scatter(service, innovation, slope**2 * variance + noise, seen)
+    noise = noise * service.scatter
     z = innovation / np.sqrt(slope**2 * variance + noise)
     slower, faster, surprised = estimate.cusum(service, z, seen)
     variance = np.where(
@@ -77,6 +79,7 @@ def update(
         variance=np.where(seen, left * variance, np.minimum(variance, 1.0)),
         slower=slower,
         faster=faster,
+        scatter=scattered,
     )
 
 

@@ -20,7 +20,7 @@ from xds_server.model.decision import Candidate
 
 SWITCH_RATIO = 0.01
 """What moving all of a route's traffic costs, as a share of its objective."""
-GAIN_Z = 2.0
+GAIN_Z = 1.28
 """A gain counts by its lower bound, so many standard deviations below what is expected."""
 _UNMOVED_RATIO = 1e-6
 

@@ -10,6 +10,8 @@ from xds_server.model.topology import EngineSettings
 
 STEPS = (1.0, 0.5, 0.25, 0.1)
 """Fractions of the optimal step that the gate may choose from."""
+PROBED_RPS = 2.0
+"""Requests/s from one locality that keep a provider measured."""
 FAILING_FLOOR_RATIO = 0.5
 """Part of the floor that a provider keeps whose every attempt fails."""
 
@@ -38,12 +40,26 @@ def generate(
     )
     # A provider that fails what it is given is probed, not fed.
     healthy = np.maximum(1.0 - evaluation.error_ratio[pairs.provider], FAILING_FLOOR_RATIO)
-    floor = settings.min_share_ratio * healthy
+    floor = settings.min_share_ratio * healthy * _unmeasured(problem, evaluation, found.shares)
     optimum = limits.with_floor(pairs, found.shares, allowed, floor)
     step = limits.limit_shift(pairs, now, optimum, settings.max_shift_ratio)
     starved = pairs.max_by_route((allowed & (now < 0.5 * floor)).astype(np.float64)) > 0.0
     fed = limits.with_floor(pairs, now, allowed, floor)
     hold = np.where(starved[pairs.route], fed, now)
+    hold = limits.wind_down(pairs, hold, allowed, settings.max_shift_ratio)
     reweights = tuple(Candidate(Move.REWEIGHT, hold + theta * (step - hold)) for theta in STEPS)
     proposed = (Candidate(Move.HOLD, hold), *reweights)
-    return Candidates(proposed, found.price_ms, found.gap_ratio, found.iterations)
+    return Candidates(proposed, found.price_ms, floor, found.gap_ratio, found.iterations)
+
+
+def _unmeasured(problem: Problem, evaluation: Evaluation, shares: Floats) -> Floats:
+    """(P,) 1 where a pair's floor is all that measures its provider from there, 0 where others do.
+
+    A provider that the plan sends ``PROBED_RPS`` from the same locality is known from that; a
+    floor beside it costs and tells nothing.
+    """
+    pairs = problem.pairs
+    flow = evaluation.demand_rps[pairs.route] * shares
+    rps = np.bincount(problem.place, flow, len(problem.places))
+    need: Floats = np.clip(1.0 - rps / PROBED_RPS, 0.0, 1.0)[problem.place]
+    return need

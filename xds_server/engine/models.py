@@ -78,7 +78,7 @@ class Models:
 def unknown_demand(routes: int) -> LogFilter:
     """Nothing was measured of any route."""
     blank, zeros = np.full(routes, np.nan), np.zeros(routes)
-    return LogFilter(blank, np.full(routes, UNKNOWN_VARIANCE), blank, zeros, zeros)
+    return LogFilter(blank, np.full(routes, UNKNOWN_VARIANCE), blank, zeros, zeros, np.ones(routes))
 
 
 def initial_models(problem: Problem) -> Models:
@@ -87,7 +87,9 @@ def initial_models(problem: Problem) -> Models:
     prior = np.log(problem.service_prior_s)
     zeros = np.zeros(providers)
     return Models(
-        service=LogFilter(prior, np.full(providers, UNKNOWN_VARIANCE), prior, zeros, zeros),
+        service=LogFilter(
+            prior, np.full(providers, UNKNOWN_VARIANCE), prior, zeros, zeros, np.ones(providers)
+        ),
         cv2=np.full(providers, UNKNOWN_CV2),
         rps=np.full(providers, np.nan),
         turned=zeros,
@@ -98,6 +100,7 @@ def initial_models(problem: Problem) -> Models:
             np.full(providers, np.nan),
             zeros,
             zeros,
+            np.ones(providers),
         ),
         tail_ratio=np.full(providers, 2.0),
         errors=ErrorCounts(zeros, zeros, zeros),
