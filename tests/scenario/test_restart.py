@@ -130,16 +130,21 @@ def test_models_start_learned_also_when_sidecars_have_lost_their_weights(
             assert (after.state.models.service.variance > known.variance).all()
 
 
-def test_the_way_back_from_the_baseline_is_shorter_with_history(
+def test_the_first_forecast_is_nearer_the_truth_with_history(
     learned: tuple[Plane, Path],
 ) -> None:
     before, path = learned
-    left = {}
+    off = {}
     for source in (path, None):
         after = restarted(before, source, down_s=60.0)
+        after.silent = True  # all that is known is what was known before
         after.step()
-        left[source] = distance(after.shares, before.shares)
-    assert left[path] < left[None]
+        assert after.last is not None
+        forecast = after.last.evaluation.stations.service_s
+        truth = [after.stations[name].service_s for name in after.state.problem.providers]
+        off[source] = np.abs(np.log(forecast / np.array(truth))).max()
+    assert off[path] < 0.2
+    assert off[path] < off[None]
 
 
 def test_uncertainty_grows_with_the_age_of_what_is_known(learned: tuple[Plane, Path]) -> None:
