@@ -98,14 +98,14 @@ def targets(found: Found, delay: int = 2) -> list[Row]:
         return []
     rows = [_late(found, d) for d in found.delays]
     rows += [_instant(found, world) for world in INSTANT_LIMITS if found.of(delay, world)]
-    if found.rivals(delay, found.worlds(delay)[0]):
+    rivals = found.rivals(delay, found.worlds(delay)[0])
+    if rivals:
         rows += [
             _better(found, delay),
             _faster(found, delay),
             _cheaper(found, delay),
-            _slo(found, delay),
         ]
-    return [
+    rows = [
         *rows,
         *[_converged(found, d) for d in found.delays],
         _worst(found, delay, "overshoot", "5", "overshoot <= 10 %", 10.0, scale=100.0, unit=" %"),
@@ -125,9 +125,11 @@ def targets(found: Found, delay: int = 2) -> list[Row]:
             "flips, events: <= 12 per route-hour",
             12.0,
         ),
+        *([_slo(found, delay)] if rivals else []),
         *_faults(found, delay),
         _coverage(found, delay),
     ]
+    return sorted(rows, key=lambda row: row.number)
 
 
 def _verdict(missed: list[str], all_: int) -> str:
