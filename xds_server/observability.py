@@ -334,6 +334,9 @@ class Metrics:
         self.holds_total = d.counter(
             "holds_total", "Routes that kept their weights in a tick, by why.", ["reason"]
         )
+        self.reverts_total = d.counter(
+            "reverts_total", "Routes that were put back, since their last move did harm."
+        )
         self.gain_ms = d.gauge(
             "gain_ms", "Predicted gain of the last tick, demand-weighted ms-equivalent per second."
         )

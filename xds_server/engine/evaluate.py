@@ -101,7 +101,10 @@ def evaluate(
         allowed=problem.allowed,
         costs=costs,
         slo_s=slo_s,
-        tau_ms=TAU_RATIO * np.maximum(mean_ms, 0.1) * (1.0 + uncertainty),
+        tau_ms=TAU_RATIO
+        * np.maximum(mean_ms, 0.1)
+        * (1.0 + uncertainty)
+        * state.trials.damping(now_s),
         usd_per_request=usd,
         calibration=models.calibration,
         measured=measured,

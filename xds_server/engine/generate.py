@@ -3,7 +3,7 @@
 import numpy as np
 
 from xds_server.core import limits, solver
-from xds_server.core.tables import Floats
+from xds_server.core.tables import Bools, Floats
 from xds_server.engine.types import Candidates, Evaluation, Problem
 from xds_server.model.decision import Candidate, Move
 from xds_server.model.topology import EngineSettings
@@ -17,7 +17,11 @@ FAILING_FLOOR_RATIO = 0.5
 
 
 def generate(
-    problem: Problem, evaluation: Evaluation, wanted: Floats, settings: EngineSettings
+    problem: Problem,
+    evaluation: Evaluation,
+    wanted: Floats,
+    frozen: Bools,
+    settings: EngineSettings,
 ) -> Candidates:
     """Propose complete plans; each keeps within floors, masks and the largest step.
 
@@ -26,6 +30,8 @@ def generate(
 
     ``wanted`` (P,) is where earlier ticks would have gone, had their steps been worth a push: steps
     go on from there, so that many small ones in the same direction become one that is.
+
+    ``frozen`` (P,) gain nothing: what they had gained before did harm.
     """
     pairs, allowed = problem.pairs, evaluation.allowed
     now = evaluation.shares_now
@@ -42,6 +48,8 @@ def generate(
     healthy = np.maximum(1.0 - evaluation.error_ratio[pairs.provider], FAILING_FLOOR_RATIO)
     floor = settings.min_share_ratio * healthy * _unmeasured(problem, evaluation, found.shares)
     optimum = limits.with_floor(pairs, found.shares, allowed, floor)
+    if frozen.any():
+        optimum = limits.without_gain(pairs, optimum, np.maximum(now, floor), frozen)
     step = limits.limit_shift(pairs, now, optimum, settings.max_shift_ratio)
     starved = pairs.max_by_route((allowed & (now < 0.5 * floor)).astype(np.float64)) > 0.0
     fed = limits.with_floor(pairs, now, allowed, floor)

@@ -7,11 +7,13 @@ from xds_server.engine.deploy import Actuator, Deployment, deploy
 from xds_server.engine.evaluate import evaluate
 from xds_server.engine.generate import generate
 from xds_server.engine.learn import Lesson, learn
+from xds_server.engine.revert import review
 from xds_server.engine.select import select
 from xds_server.engine.simulate import simulate
 from xds_server.engine.state import EngineState
+from xds_server.engine.trials import follow
 from xds_server.engine.types import Bottlenecks, Evaluation, Simulated
-from xds_server.model.decision import Decision
+from xds_server.model.decision import Decision, Reverted
 from xds_server.model.telemetry import PairWindow, ProviderLoad
 from xds_server.model.topology import EngineSettings, Mode
 
@@ -26,6 +28,7 @@ class Tick:
     decision: Decision
     deployment: Deployment
     lesson: Lesson
+    reverted: tuple[Reverted, ...] = ()
 
 
 def tick(
@@ -43,9 +46,19 @@ def tick(
     problem = state.problem
     evaluation, models = evaluate(state, window, load, now_s=now_s, tick_s=elapsed_s)
     bottlenecks = find_bottlenecks(problem, evaluation)
-    candidates = generate(problem, evaluation, state.wanted, settings)
+    frozen = state.trials.frozen(now_s)
+    candidates = generate(problem, evaluation, state.wanted, frozen, settings)
     simulated = simulate(problem, evaluation, candidates)
     decision = select(problem, evaluation, simulated, mode)
+    decision, trials, reverted = review(
+        problem,
+        evaluation,
+        models,
+        decision,
+        state.trials,
+        max_shift_ratio=settings.max_shift_ratio,
+        tick_s=settings.tick_s,
+    )
     deployment = deploy(
         problem,
         decision,
@@ -64,5 +77,6 @@ def tick(
         state.last_good,
         settled_s=window.window_s + settings.tick_s,
     )
+    state.trials = follow(problem, evaluation, models, deployment, trials, tick_s=settings.tick_s)
     state.remember(deployment, decision.wanted, lesson.models, lesson.last_good)
-    return Tick(evaluation, bottlenecks, simulated, decision, deployment, lesson)
+    return Tick(evaluation, bottlenecks, simulated, decision, deployment, lesson, reverted)

@@ -93,6 +93,7 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
     }
     by_provider = (rows.to_providers @ columns).T
     provider_hist = rows.to_providers @ window.latency_hist
+    route_hist = rows.to_routes @ window.latency_hist
     places = len(problem.place_provider)
     # An empty bincount is one of integers.
     place_count = np.bincount(problem.place, pair_count, places).astype(np.float64)
@@ -106,7 +107,8 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
         route_rps=route["rps"],
         route_recent_rps=route["recent"],
         route_latency_s=_ratio(route["sum"], route["count"]),
-        route_p95_s=quantile_s(rows.to_routes @ window.latency_hist, _BOUNDS_S, _P95),
+        route_p95_s=quantile_s(route_hist, _BOUNDS_S, _P95),
+        route_cv2=squared_variation(route_hist, _BOUNDS_S),
         route_responses=route["count"],
         route_bytes=_ratio(route["bytes"], route["count"]),
         route_age_s=age,

@@ -44,13 +44,21 @@ class Records:
             route_gauges=_route_gauges(tick),
             outcomes=_outcomes(problem, tick),
             moves=tuple(MOVES[m].value for m in decision.move),
-            hold_reasons=tuple(r.value for r in decision.hold_reason),
+            hold_reasons=_reasons(tick),
             gain_ms=decision.hold.cost_ms - decision.chosen.cost_ms,
             hold_predicted_s=decision.hold.latency_s,
             hold_usd_per_million=decision.hold.usd_per_million,
             weights=deployed.weights,
             breaches=breaches,
         )
+
+
+def _reasons(tick: Tick) -> tuple[str, ...]:
+    """(R,) why each route holds, or was reverted."""
+    reasons = [r.value for r in tick.decision.hold_reason]
+    for found in tick.reverted:
+        reasons[found.row] = found.because
+    return tuple(reasons)
 
 
 def _frame(mesh: Mesh, problem: Problem) -> Frame:

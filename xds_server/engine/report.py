@@ -119,6 +119,7 @@ def record_turn(metrics: Metrics, problem: Problem, turn: Turn) -> None:
             metrics.holds_total.labels(reason.value).inc()
     for move in decision.move:
         metrics.decisions_total.labels(MOVES[move].value).inc()
+    metrics.reverts_total.inc(len(turn.tick.reverted))
     metrics.keep_routes(problem.routes)
     for r, status in enumerate(routes_status(problem, turn)):
         _record_route(metrics, status, float(turn.tick.evaluation.calibration[r]))

@@ -96,6 +96,7 @@ class Observation:
     route_recent_rps: Floats  # (R,) in the newest slot, where that is told apart
     route_latency_s: Floats  # (R,) NaN: no response
     route_p95_s: Floats  # (R,) NaN
+    route_cv2: Floats  # (R,) squared coefficient of variation of response times; NaN
     route_responses: Floats  # (R,)
     route_bytes: Floats  # (R,) response bytes per request; NaN
     route_age_s: Floats  # (R,) of the newest sample; inf: never

@@ -31,6 +31,7 @@ class HoldReason(StrEnum):
     GAIN_BELOW_COST = "gain below switching cost"
     DEADBAND = "change below deadband"
     OBSERVING = "mode observe measures only"
+    FROZEN = "what gained was reverted, and is frozen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,34 @@ class Decision:
 
 MOVES: tuple[Move, ...] = tuple(Move)
 HOLD_REASONS: tuple[HoldReason, ...] = tuple(HoldReason)
+
+
+@dataclass(frozen=True, slots=True)
+class Reverted:
+    """A route that was put back, since its move did harm."""
+
+    route: RouteKey
+    row: int  # of the route
+    at_s: float
+    moved_at_s: float  # last move before
+    before_s: float  # mean response time before the move
+    predicted_s: float  # with it
+    observed_s: float
+    z: float  # standard deviations that it was slower than predicted
+    p_value: float  # of being so much slower than before by chance
+    frozen: tuple[ProviderName, ...]  # who had gained, and may not for ``frozen_s``
+    frozen_s: float
+
+    @property
+    def because(self) -> str:
+        """Say it in a line."""
+        before, predicted, observed = (
+            f"{1e3 * s:.1f}" for s in (self.before_s, self.predicted_s, self.observed_s)
+        )
+        return (
+            f"reverted: {observed} ms where {predicted} were predicted and {before} were before; "
+            f"frozen for {self.frozen_s:g} s: {', '.join(self.frozen)}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,237 @@
+"""Takes back what did harm, at once, and keeps it from being done again for a while.
+
+A route on trial goes back to the shares that it had when what is observed is worse than its plans'
+own forecast by ``HARM_Z`` standard deviations on ``HARM_TICKS`` ticks in a row, worse than before
+the move (B. L. Welch, "The generalization of Student's problem when several different population
+variances are involved", Biometrika 34, 1947), and nothing else explains it: demand, prices, or a
+provider that changed without having been given more. Who had gained may not gain from that route
+for ``FREEZE_S``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+from scipy.special import stdtr
+
+from xds_server.core import limits
+from xds_server.core.tables import Bools, Floats
+from xds_server.engine.models import Models
+from xds_server.engine.simulate import forecast
+from xds_server.engine.trials import (
+    TRIAL_TICKS,
+    PairTrials,
+    RouteTrials,
+    Trials,
+    harm_z,
+    planned_rps,
+)
+from xds_server.engine.types import Evaluation, Problem
+from xds_server.model.decision import HOLD_REASONS, MOVES, Decision, HoldReason, Move, Reverted
+
+HARM_Z: Final = 3.0
+HARM_TICKS: Final = 2
+WELCH_P: Final = 0.01
+SAMPLES_MIN: Final = 10.0
+"""Responses without which there is no mean to compare."""
+EXOGENOUS_RATIO: Final = 0.15
+"""Relative change of demand, price or a provider's own service time that explains harm itself."""
+LOADED_RATIO: Final = 0.03
+"""A provider that was given more than this may be slower for it."""
+USED_SHARE: Final = 0.02
+GAINED_SHARE: Final = 0.01
+"""A provider gained, or a route is not back yet, from this part of its traffic on."""
+FREEZE_S: Final = 600.0
+THAW_DEMAND_RATIO: Final = 1.5
+THAW_ERROR_RATIO: Final = 0.2
+"""Freezing ends early where demand grows so much, or a provider in use fails so often: then all are
+needed."""
+RETURN_TICKS: Final = 5
+REVERT_SHIFT: Final = 2.0
+"""Largest step of the way back, in largest steps; and how many ticks it may take."""
+_LOSES = np.array(
+    [reason in (HoldReason.GAIN_BELOW_COST, HoldReason.DEADBAND) for reason in HOLD_REASONS]
+)
+
+
+def review(
+    problem: Problem,
+    evaluation: Evaluation,
+    models: Models,
+    decision: Decision,
+    trials: Trials,
+    *,
+    max_shift_ratio: float,
+    tick_s: float,
+) -> tuple[Decision, Trials, tuple[Reverted, ...]]:
+    """Judge the routes on trial; those that were harmed go back, whatever was decided.
+
+    Returns
+    -------
+    the decision with the way back in it, the trials as they are now, and what was reverted
+    """
+    now_s, pairs = evaluation.now_s, problem.pairs
+    pair = _thaw(problem, evaluation, trials)
+    route = trials.route
+    z = np.where(_heard(evaluation, route), harm_z(evaluation, route), -np.inf)
+    worse = np.where(z > HARM_Z, route.worse + 1, 0)
+    route = replace(route, worse=worse)
+    found: tuple[Reverted, ...] = ()
+    suspects = worse >= HARM_TICKS
+    if suspects.any():
+        gained = evaluation.shares_now - pair.shares > GAINED_SHARE
+        p_value = welch_p(evaluation, route)
+        harmed = suspects & (p_value < WELCH_P) & pairs.any_by_route(gained)
+        harmed &= ~_explained(problem, evaluation, models, route, pair, gained)
+        found = tuple(_reverted(problem, evaluation, route, harmed, gained, z, p_value))
+        route = replace(
+            route,
+            opened_s=np.where(harmed, np.nan, route.opened_s),
+            worse=np.where(harmed, 0, worse),
+            returns_until_s=np.where(harmed, now_s + RETURN_TICKS * tick_s, route.returns_until_s),
+            rests_until_s=np.where(harmed, now_s + TRIAL_TICKS * tick_s, route.rests_until_s),
+            frozen_rps=np.where(harmed, evaluation.demand_rps, route.frozen_rps),
+        )
+        until = np.where(harmed[pairs.route] & gained, now_s + FREEZE_S, pair.frozen_until_s)
+        pair = replace(pair, frozen_until_s=until)
+    decision = _say_frozen(problem, decision, now_s < pair.frozen_until_s)
+    returning = now_s < route.returns_until_s
+    if returning.any():
+        decision, there = _go_back(
+            problem, evaluation, decision, pair, returning, REVERT_SHIFT * max_shift_ratio
+        )
+        route = replace(route, returns_until_s=np.where(there, -np.inf, route.returns_until_s))
+    return decision, Trials(route, pair), found
+
+
+def welch_p(evaluation: Evaluation, route: RouteTrials) -> Floats:
+    """(R,) chance of being so much slower than before the trial, if nothing had changed.
+
+    One-sided; the responses of the newest window against those of the one before the move. 1 where
+    either has too few.
+    """
+    seen = evaluation.observation
+    n1, n2 = route.responses, seen.route_responses
+    enough = (np.minimum(n1, n2) >= SAMPLES_MIN) & np.isfinite(route.mean_s)
+    n1, n2 = np.where(enough, n1, 2.0), np.where(enough, n2, 2.0)
+    v1 = np.where(enough, route.mean_s**2 * route.cv2, 1.0) / n1
+    v2 = np.where(enough, seen.route_latency_s**2 * seen.route_cv2, 1.0) / n2
+    v1, v2 = np.maximum(v1, 1e-15), np.maximum(v2, 1e-15)
+    t = np.where(enough, seen.route_latency_s - route.mean_s, 0.0) / np.sqrt(v1 + v2)
+    freedom = (v1 + v2) ** 2 / (v1**2 / (n1 - 1.0) + v2**2 / (n2 - 1.0))
+    return np.where(enough, stdtr(freedom, -t), 1.0)
+
+
+def _heard(evaluation: Evaluation, route: RouteTrials) -> Bools:
+    seen = evaluation.observation
+    heard: Bools = (
+        np.isfinite(route.opened_s)
+        & (seen.route_responses >= SAMPLES_MIN)
+        & evaluation.measured
+        & np.isfinite(seen.route_latency_s)
+    )
+    return heard
+
+
+def _explained(
+    problem: Problem,
+    evaluation: Evaluation,
+    models: Models,
+    route: RouteTrials,
+    pair: PairTrials,
+    gained: Bools,
+) -> Bools:
+    """(R,) whether something else changed meanwhile that the route may be slower for."""
+    pairs = problem.pairs
+    demand = _changed(route.demand_rps, evaluation.demand_rps)
+    price = _changed(pair.usd, evaluation.usd_per_request)
+    slower = models.service.mean[pairs.provider] - pair.log_service
+    doubt = np.sqrt(models.service.variance)[pairs.provider]
+    alarmed = slower > np.maximum(np.log1p(EXOGENOUS_RATIO), 2.0 * doubt)
+    used = np.maximum(evaluation.shares_now, pair.shares) > USED_SHARE
+    rps = planned_rps(problem, evaluation)[pairs.provider]
+    # Who was given more may be slower for it; who was not is slower by itself.
+    loaded = gained & (rps > (1.0 + LOADED_RATIO) * pair.provider_rps)
+    return demand | pairs.any_by_route(used & (price | (alarmed & ~loaded)))
+
+
+def _changed(before: Floats, now: Floats) -> Bools:
+    changed: Bools = np.abs(now - before) > EXOGENOUS_RATIO * np.maximum(np.abs(before), 1e-15)
+    return changed
+
+
+def _thaw(problem: Problem, evaluation: Evaluation, trials: Trials) -> PairTrials:
+    """End what was frozen where everything is needed."""
+    pair, pairs, now_s = trials.pair, problem.pairs, evaluation.now_s
+    frozen = trials.frozen(now_s)
+    if not frozen.any():
+        return pair
+    failing = evaluation.error_ratio[pairs.provider] > THAW_ERROR_RATIO
+    needed = pairs.any_by_route(failing & ~frozen & (evaluation.shares_now > USED_SHARE))
+    needed |= evaluation.demand_rps > THAW_DEMAND_RATIO * trials.route.frozen_rps
+    return replace(pair, frozen_until_s=np.where(needed[pairs.route], -np.inf, pair.frozen_until_s))
+
+
+def _say_frozen(problem: Problem, decision: Decision, frozen: Bools) -> Decision:
+    """Give being frozen as the reason where a route gains nothing from all others."""
+    if not frozen.any():
+        return decision
+    because = problem.pairs.any_by_route(frozen) & _LOSES[decision.reason]
+    code = HOLD_REASONS.index(HoldReason.FROZEN)
+    return replace(decision, reason=np.where(because, code, decision.reason))
+
+
+def _go_back(
+    problem: Problem,
+    evaluation: Evaluation,
+    decision: Decision,
+    pair: PairTrials,
+    returning: Bools,
+    max_shift_ratio: float,
+) -> tuple[Decision, Bools]:
+    """Put the way back into the decision; (R,) who arrives with it."""
+    pairs, now = problem.pairs, evaluation.shares_now
+    goal = limits.onto_allowed(pairs, pair.shares, evaluation.allowed)
+    back = limits.limit_shift(pairs, now, goal, max_shift_ratio)
+    mine = returning[pairs.route]
+    shares = np.where(mine, back, decision.shares)
+    there = returning & (limits.moved_ratio(pairs, shares, goal) < GAINED_SHARE)
+    return (
+        replace(
+            decision,
+            move=np.where(returning, MOVES.index(Move.LAST_GOOD), decision.move),
+            reason=np.where(returning, 0, decision.reason),
+            shares=shares,
+            wanted=np.where(mine, back, decision.wanted),
+            chosen=forecast(problem, evaluation, shares),
+        ),
+        there,
+    )
+
+
+def _reverted(
+    problem: Problem,
+    evaluation: Evaluation,
+    route: RouteTrials,
+    harmed: Bools,
+    gained: Bools,
+    z: Floats,
+    p_value: Floats,
+) -> Iterator[Reverted]:
+    pairs = problem.pairs
+    for r in np.flatnonzero(harmed):
+        mine = np.flatnonzero((pairs.route == r) & gained)
+        yield Reverted(
+            route=problem.routes[r],
+            row=int(r),
+            at_s=evaluation.now_s,
+            moved_at_s=float(route.moved_s[r]),
+            before_s=float(route.mean_s[r]),
+            predicted_s=float(route.predicted_s[r]),
+            observed_s=float(evaluation.observation.route_latency_s[r]),
+            z=float(z[r]),
+            p_value=float(p_value[r]),
+            frozen=tuple(problem.providers[j] for j in pairs.provider[mine]),
+            frozen_s=FREEZE_S,
+        )
