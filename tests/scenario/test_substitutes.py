@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tests.scenario.world import Plane, Station
 from xds_server.engine.slow import SlowLoop
-from xds_server.engine.state import adopt, wind_down
+from xds_server.engine.state import adopt
 from xds_server.engine.substitutes import ENTER_TICKS, LEAVE_S
 from xds_server.model.slow import SlowDecision
 from xds_server.model.topology import EngineSettings, Mode
@@ -35,7 +35,6 @@ class SlowPlane(Plane):
 
     def step(self, ticks: int = 1) -> None:
         for _ in range(ticks):
-            wind_down(self.state, self.mesh.engine.max_shift_ratio)
             super().step()
             assert self.last is not None
             found = self.slow.run(self.mesh, self.state.problem, self.last, self.now_s)

@@ -15,7 +15,9 @@ import structlog
 from xds_server.cache.nodes import NodeHandle, Quarantines
 from xds_server.cache.readiness import Readiness
 from xds_server.cache.weights import (
+    NO_FLAGS,
     Encoded,
+    Flags,
     baseline_masked,
     encode,
     encode_masked,
@@ -81,6 +83,7 @@ class Publisher:
         self._quarantines = Quarantines()
         self._readiness = Readiness()
         self._weights = _Weights()
+        self._flags: Mapping[tuple[str, str], Flags] = {}
         self._kinds: dict[tuple[object, ...], int] = {}
         self._kind_numbers = count(1)
 
@@ -183,6 +186,15 @@ class Publisher:
         self._encode(overlay)
         self._weights.overlay = overlay
         self._weights.renewed_at_s = now_s
+        self._refresh(self._handles)
+
+    def set_flags(self, flags: Mapping[tuple[str, str], Flags]) -> None:
+        """Set features other than their defaults, by application and template in force.
+
+        They are in force where weights are, and expire with them.
+        """
+        self._flags = flags
+        self._encode(self._weights.overlay, anew=True)
         self._refresh(self._handles)
 
     def renew(self, now_s: float) -> None:
@@ -345,7 +357,8 @@ class Publisher:
                 by_shape.setdefault((group.application, template), {})[group] = weights
         for (application, template), asked in by_shape.items():
             parts = self._resources.of(application, template)
-            made = encode(parts, asked, self._ttl_s, before.epoch)
+            flags = self._flags.get((application, template), NO_FLAGS)
+            made = encode(parts, asked, self._ttl_s, before.epoch, flags)
             for group, new in zip(asked, made, strict=True):
                 old = before.encoded.get(group)
                 encoded[group] = old if old is not None and old.same_as(new) else new
@@ -372,8 +385,10 @@ class Publisher:
         found = self._weights.variants.get(key)
         if not isinstance(found, Encoded):
             asked = self._weights.overlay.weights.get(group, {})
+            template = self._resources.template_of(group.application, group.template)
+            flags = self._flags.get((group.application, template), NO_FLAGS)
             epoch = self._weights.epoch
-            found = self._keep(key, encode_masked(parts, asked, masked, self._ttl_s, epoch))
+            found = self._keep(key, encode_masked(parts, asked, masked, self._ttl_s, epoch, flags))
         return found
 
     def _encoded_grpc(self, parts: GrpcResources, group: GroupKey) -> TypeSnapshot:

@@ -16,6 +16,9 @@ from xds_server.resources.weights import WEIGHT_MAX, validate_weights
 
 Table = list[list[int]]  # by route, and by provider in the route's order
 Asked = Mapping[ServiceName, Mapping[ProviderName, int]]
+Flags = Mapping[str, bool]
+NO_FLAGS: Flags = {}
+"""Every feature is at its default."""
 
 
 @dataclass(slots=True)
@@ -45,20 +48,27 @@ class Encoded:
 
 
 def encode(
-    parts: ApplicationResources, asked: Mapping[GroupKey, Asked], ttl_s: float, epoch: int
+    parts: ApplicationResources,
+    asked: Mapping[GroupKey, Asked],
+    ttl_s: float,
+    epoch: int,
+    flags: Flags = NO_FLAGS,
 ) -> list[Encoded]:
-    """Encode the weights of groups that share ``parts``, in order. Raises InvalidWeightsError."""
+    """Encode the weights of groups that share ``parts``, in order, beside their features.
+
+    Raises InvalidWeightsError.
+    """
     keys, rows = parts.runtime.keys, []
     for wanted in asked.values():
         if not isinstance(wanted, GroupWeights) or wanted.layout != keys:
             break
         rows.append(wanted.numbers)
     if len(rows) == len(asked) and _sound(parts, np.array(rows)):
-        return _encoded(parts, np.array(rows), ttl_s, epoch)
+        return _encoded(parts, np.array(rows), ttl_s, epoch, flags)
     tables = [_table(parts, wanted) for wanted in asked.values()]
     for group, table in zip(asked, tables, strict=True):
         _validate(parts, str(group), table)
-    return encode_tables(parts, tables, ttl_s, epoch)
+    return encode_tables(parts, tables, ttl_s, epoch, flags)
 
 
 def encode_masked(
@@ -67,11 +77,12 @@ def encode_masked(
     masked: frozenset[ProviderName],
     ttl_s: float,
     epoch: int,
+    flags: Flags = NO_FLAGS,
 ) -> Encoded:
     """Encode weights for a node that may not use some of the providers yet."""
     table = _table(parts, asked)
     _validate(parts, "a node's weights", table)
-    return encode_tables(parts, [_mask(parts, table, masked)], ttl_s, epoch)[0]
+    return encode_tables(parts, [_mask(parts, table, masked)], ttl_s, epoch, flags)[0]
 
 
 def baseline_masked(parts: ApplicationResources, masked: frozenset[ProviderName]) -> TypeSnapshot:
@@ -91,17 +102,23 @@ def encode_routes(parts: GrpcResources, asked: Asked) -> TypeSnapshot:
 
 
 def encode_tables(
-    parts: ApplicationResources, tables: list[Table], ttl_s: float, epoch: int
+    parts: ApplicationResources,
+    tables: list[Table],
+    ttl_s: float,
+    epoch: int,
+    flags: Flags = NO_FLAGS,
 ) -> list[Encoded]:
     """Encode one table per group."""
     rows = [list(chain.from_iterable(table)) for table in tables]
     numbers = np.array(rows, dtype=np.int64).reshape(len(tables), len(parts.runtime.keys))
-    return _encoded(parts, numbers, ttl_s, epoch)
+    return _encoded(parts, numbers, ttl_s, epoch, flags)
 
 
-def _encoded(parts: ApplicationResources, rows: Ints, ttl_s: float, epoch: int) -> list[Encoded]:
+def _encoded(
+    parts: ApplicationResources, rows: Ints, ttl_s: float, epoch: int, flags: Flags
+) -> list[Encoded]:
     """Encode (G, W) weights; the keys of a layer follow the routes and their providers."""
-    bodies = parts.runtime.bytes_but_weights.fill(rows.astype(np.float64))
+    bodies = parts.runtime.switched(flags).fill(rows.astype(np.float64))
     # A client may have dropped what expired, so an epoch counts as part of the content.
     return [
         Encoded(

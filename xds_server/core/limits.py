@@ -32,21 +32,6 @@ def onto_allowed(pairs: Pairs, shares: Floats, allowed: Bools) -> Floats:
     return np.where((total > 1e-12)[pairs.route], spread, even)
 
 
-def without_gain(pairs: Pairs, shares: Floats, most: Floats, held: Bools) -> Floats:
-    """(P,) shares of which pairs that are ``held`` (P,) have at most ``most`` (P,).
-
-    What they would have had beyond it goes to the route's other pairs, pro rata; a route without
-    any other that has traffic keeps it where it was.
-    """
-    capped = np.where(held, np.minimum(shares, most), shares)
-    beyond = pairs.sum_by_route(shares - capped)
-    others = pairs.sum_by_route(np.where(held, 0.0, shares))
-    taken = others > 1e-9
-    grow = np.where(taken, 1.0 + beyond / np.maximum(others, 1e-9), 1.0)[pairs.route]
-    spread: Floats = np.where(held, capped, shares * grow)
-    return np.where(taken[pairs.route], spread, shares)
-
-
 def moved_ratio(pairs: Pairs, before: Floats, after: Floats) -> Floats:
     """(R,) how much of each route's traffic changes provider, 0..1."""
     return 0.5 * pairs.sum_by_route(np.abs(after - before))
@@ -57,6 +42,19 @@ def limit_shift(pairs: Pairs, before: Floats, after: Floats, max_shift_ratio: fl
     moved = moved_ratio(pairs, before, after)
     scale = np.minimum(1.0, max_shift_ratio / np.maximum(moved, 1e-12))
     return before + scale[pairs.route] * (after - before)
+
+
+def wind_down(pairs: Pairs, shares: Floats, allowed: Bools, max_shift_ratio: float) -> Floats:
+    """(P,) shares after one step in which masked pairs lose what they still have.
+
+    At most ``max_shift_ratio`` of a route moves. Routes that none may serve keep their shares.
+    """
+    moving = pairs.any_by_route(~allowed & (shares > 0.0)) & pairs.any_by_route(allowed)
+    if not moving.any():
+        return shares
+    target = onto_allowed(pairs, shares, allowed)
+    step = limit_shift(pairs, shares, target, max_shift_ratio)
+    return np.where(moving[pairs.route], step, shares)
 
 
 def to_weights(pairs: Pairs, shares: Floats) -> Ints:

@@ -14,10 +14,10 @@ from xds_server.engine.loop import Tick, tick
 from xds_server.engine.problem import build_problem
 from xds_server.engine.seeding import plant_providers, plant_routes
 from xds_server.engine.slow import SlowLoop
-from xds_server.engine.state import EngineState, adopt, initial_state, wind_down
+from xds_server.engine.state import EngineState, adopt, initial_state
 from xds_server.engine.types import Group, Problem
 from xds_server.errors import XdsServerError
-from xds_server.model.decision import Explanation, Reverted
+from xds_server.model.decision import Explanation
 from xds_server.model.history import Seeds
 from xds_server.model.ids import GroupKey, Locality, NodeId, ProviderName
 from xds_server.model.slow import SlowDecision
@@ -29,8 +29,6 @@ from xds_server.registry.registry import Registry
 
 log = structlog.get_logger()
 
-REVERTS_LOGGED = 20
-"""Lines of one tick; ``reverts_total`` and history have them all."""
 WINDOW_SLOTS = 2
 """Completed ticks that one evaluation looks at: a report that is late by one still counts."""
 
@@ -63,6 +61,7 @@ class Engine:
         self._tracker = PhaseTracker()
         self._groups: dict[GroupKey, Group] = {}
         self.slow = SlowLoop()
+        self._switched: Mapping[tuple[str, str], Mapping[str, bool]] = {}
         self._state = initial_state(self._problem())
         plant_providers(self._state, seeds)
         self._last_s: float | None = None
@@ -84,6 +83,7 @@ class Engine:
             if key.application in mesh.applications and self._has_phase(group)
         }
         self.slow.set_mesh(mesh)
+        self._switch()
         problem = self._problem()
         self._state = adopt(self._state, problem)
         if stopped:  # nothing is published any more: sidecars are at their baseline
@@ -103,7 +103,6 @@ class Engine:
         self._registry.roll()
         signals = tuple(self._registry.signals(now_s))
         phases = self._update_groups(signals, now_s, wall_s)
-        wind_down(self._state, self._mesh.engine.max_shift_ratio)
         done = tick(
             self._state,
             self._registry.window(now_s, WINDOW_SLOTS),
@@ -117,10 +116,9 @@ class Engine:
         self.turns += 1
         slow = self.slow.run(self._mesh, self._state.problem, done, now_s)
         self.last = Turn(done, signals, phases, time.perf_counter() - begun, slow)
-        for reverted in done.reverted[:REVERTS_LOGGED]:
-            log.warning("engine.reverted", **_reverted(reverted))
         for decision in slow:
             log.info("engine.slow_decision", **asdict(decision))
+        self._switch()
         return self.last
 
     def explain(self, application: str, service: str) -> tuple[Explanation, ...]:
@@ -136,6 +134,12 @@ class Engine:
         if len(last.decision.shares) != len(self._state.problem.excluded_because):
             raise KeyError(f"{application}/{service}")  # reloaded, not yet decided anew
         return tuple(explain(self._state.problem, last, r) for r in routes)
+
+    def _switch(self) -> None:
+        """Tell the publisher of features whose state has changed."""
+        if (states := self.slow.switches.states) != self._switched:
+            self._switched = states
+            self._publisher.set_flags(states)
 
     def _problem(self) -> Problem:
         self._substitutes = self.slow.substitutes.active
@@ -207,19 +211,6 @@ class Engine:
             and name == group.template
             and any(p.name == key.phase for p in template.profiles)
         )
-
-
-def _reverted(reverted: Reverted) -> dict[str, object]:
-    key = reverted.route
-    return {
-        "application": key.group.application,
-        "phase": key.group.phase,
-        "locality": str(key.group.locality),
-        "service": key.service,
-        "because": reverted.because,
-        "z": round(reverted.z, 1),
-        "p_value": reverted.p_value,
-    }
 
 
 def _group_key(node: Node, state: PhaseState) -> GroupKey:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from xds_server.engine.loop import Tick
 from xds_server.engine.optima import Optima
 from xds_server.engine.substitutes import Substitutes
+from xds_server.engine.switches import Switches
 from xds_server.engine.types import Problem
 from xds_server.model.ids import ProviderName, ServiceName
 from xds_server.model.slow import SlowDecision, SlowStatus
@@ -21,6 +22,7 @@ class SlowLoop:
     """What slow ticks remember; bounded by what the mesh declares."""
 
     substitutes: Substitutes = field(default_factory=Substitutes)
+    switches: Switches = field(default_factory=Switches)
     _due_s: float | None = None
     _starved: frozenset[object] = frozenset()
 
@@ -28,8 +30,10 @@ class SlowLoop:
         """Forget what is not declared any more, and what only a mesh that enforces may do."""
         standby = frozenset(n for n, p in mesh.providers.items() if p.standby)
         self.substitutes.keep(standby)
+        self.switches.keep(mesh)
         if mesh.mode is not Mode.ENFORCE:
             self.substitutes.release()
+            self.switches.release()
 
     def run(
         self, mesh: Mesh, problem: Problem, tick: Tick, now_s: float
@@ -41,18 +45,21 @@ class SlowLoop:
             return ()
         self._due_s = now_s + mesh.engine.slow_tick_s
         enforced = mesh.mode is Mode.ENFORCE
-        return self.substitutes.decide(
-            problem,
-            tick.evaluation,
-            Optima(mesh.engine),
-            _service_of(mesh),
-            enforced=enforced,
-            now_s=now_s,
+        optima, evaluation = Optima(mesh.engine), tick.evaluation
+        entered = self.substitutes.decide(
+            problem, evaluation, optima, _service_of(mesh), enforced=enforced, now_s=now_s
         )
+        # What just entered relieves the rest: what that leaves to do is seen at the next slow tick.
+        if entered and enforced:
+            return entered
+        switched = self.switches.decide(
+            mesh, problem, evaluation, optima, enforced=enforced, now_s=now_s
+        )
+        return (*entered, *switched)
 
     def status(self, now_s: float) -> tuple[SlowStatus, ...]:
         """Everything that slow ticks decide about, as it stands."""
-        return self.substitutes.status(now_s)
+        return (*self.substitutes.status(now_s), *self.switches.status(now_s))
 
     def _newly_starved(self, problem: Problem) -> bool:
         """Whether a route has just lost the last provider that may serve it: that cannot wait."""

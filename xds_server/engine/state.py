@@ -18,14 +18,13 @@ from xds_server.engine.deploy import NOTHING, Deployment
 from xds_server.engine.models import Models, initial_models
 from xds_server.engine.observe import RowMap
 from xds_server.engine.problem import STANDBY
-from xds_server.engine.trials import PairTrials, RouteTrials, Trials, no_trials
 from xds_server.engine.types import Problem
 from xds_server.model.ids import ProviderName, RouteKey
 from xds_server.model.snapshot import Overlay
 
 FORECASTS_KEPT: Final = 4
 """Deployments whose outcome is still awaited; the oldest is dropped."""
-_Rows = TypeVar("_Rows", LogFilter, ErrorCounts, PowerFits, RouteTrials, PairTrials)
+_Rows = TypeVar("_Rows", LogFilter, ErrorCounts, PowerFits)
 _WINDOW_PLANS: Final = 2
 """Plans that were in force during one window."""
 
@@ -40,7 +39,6 @@ class EngineState:
     models: Models
     last_good: Floats  # (P,) shares whose outcome was as forecast and within the SLO
     weights: Ints  # (P,) last published; all 0 before the first
-    trials: Trials
     overlay: Overlay = NOTHING  # last published
     rows: RowMap | None = None  # of the newest window
     pending: deque[Deployment] = field(default_factory=lambda: deque(maxlen=FORECASTS_KEPT))
@@ -75,7 +73,6 @@ def initial_state(problem: Problem) -> EngineState:
         initial_models(problem),
         shares,
         np.zeros(len(shares), dtype=np.int64),
-        no_trials(problem.pairs.routes, len(shares)),
     )
 
 
@@ -99,7 +96,7 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
     inherited = problem.pairs.sum_by_route((pair_from >= 0).astype(np.float64)) > 0.0
     blank = np.where(inherited[problem.pairs.route], 0.0, problem.baseline_shares)
     carried = _take(old.shares, pair_from, blank)
-    # Who goes back to standby still works: ``wind_down`` takes its traffic in bounded steps.
+    # Who goes back to standby still works: holding takes its traffic in bounded steps.
     left = np.array([why == STANDBY for why in problem.excluded_because], dtype=bool)
     shares = limits.onto_allowed(problem.pairs, carried, problem.allowed | (left & (carried > 0.0)))
     good = limits.onto_allowed(
@@ -138,36 +135,7 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
         budget_pressure=_take(m.budget_pressure, route_from, fresh.budget_pressure),
     )
     wanted = limits.onto_allowed(problem.pairs, shares, problem.allowed)
-    # Other choices than before: what was before them is nothing to go back to.
-    other = problem.pairs.any_by_route(
-        (pair_from < 0)
-        | (problem.allowed != _take(old.problem.allowed, pair_from, problem.allowed))
-    )
-    route_trials = _carry(old.trials.route, route_from, new.trials.route)
-    trials = Trials(
-        replace(route_trials, opened_s=np.where(other, np.nan, route_trials.opened_s)),
-        _carry(old.trials.pair, pair_from, new.trials.pair),
-    )
-    return EngineState(problem, shares, wanted, models, good, weights, trials)
-
-
-def wind_down(state: EngineState, max_shift_ratio: float) -> None:
-    """Take what is left of their traffic from providers that may not be used any more.
-
-    At most ``max_shift_ratio`` of a route in one step. Its weights count as never published, so
-    that the next deployment makes them anew.
-    """
-    problem, pairs = state.problem, state.problem.pairs
-    moving = pairs.any_by_route(~problem.allowed & (state.shares > 0.0))
-    moving &= pairs.any_by_route(problem.allowed)
-    if not moving.any():
-        return
-    target = limits.onto_allowed(pairs, state.shares, problem.allowed)
-    step = limits.limit_shift(pairs, state.shares, target, max_shift_ratio)
-    rows = moving[pairs.route]
-    state.shares = np.where(rows, step, state.shares)
-    state.wanted = np.where(rows, target, state.wanted)
-    state.weights = np.where(rows, 0, state.weights)
+    return EngineState(problem, shares, wanted, models, good, weights)
 
 
 def _carry(old: _Rows, rows: Ints, blank: _Rows) -> _Rows:

@@ -1,0 +1,234 @@
+"""Which features are switched off while the calls that they make cost more than they are worth.
+
+A feature that is off makes fewer calls: part ``saves`` of each service's. What that is worth is the
+fall of the objective between two optima, with and without it, in dollars: what the calls that are
+not made would have cost, and the time and objectives of latency that all others, of whatever
+application, get back. It is switched off where that exceeds ``worth_usd_per_h`` by a margin.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from xds_server.core.scaling import usd_per_h
+from xds_server.core.tables import Bools, Floats
+from xds_server.engine.changes import ms_per_usd
+from xds_server.engine.optima import Optima
+from xds_server.engine.types import Evaluation, Problem
+from xds_server.model.ids import ApplicationName
+from xds_server.model.slow import SlowDecision, SlowKind, SlowStatus
+from xds_server.model.template import Flag
+from xds_server.model.topology import Mesh
+
+OFF_RATIO: Final = 1.25
+"""It has to save this many times its worth before it is switched off."""
+ON_RATIO: Final = 0.75
+"""Below this many times its worth it may be on again."""
+OFF_TICKS: Final = 2
+"""Slow ticks in a row that have to say so."""
+ON_S: Final = 300.0
+_LEFT_MIN: Final = 0.05
+"""Less than this part of its calls left says nothing of what it would call if it were on."""
+_RELIEF_RATIO: Final = 0.95
+
+Variant: TypeAlias = tuple[ApplicationName, str]
+"""An application under one template, by names: what has one set of features."""
+_Key: TypeAlias = tuple[ApplicationName, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Saving:
+    """What a feature costs while it is on."""
+
+    usd_per_h: float
+    breaches: bool  # time has no price there, and calls are too slow for their profile if it is on
+
+    def ratio(self, flag: Flag) -> float:
+        """In units of its worth."""
+        return np.inf if self.breaches else self.usd_per_h / flag.worth_usd_per_h
+
+
+@dataclass(slots=True)
+class Switches:
+    """Memory of what is off; bounded by the features that the mesh declares."""
+
+    off: frozenset[_Key] = frozenset()
+    asked: dict[_Key, int] = field(default_factory=dict)  # slow ticks in a row
+    idle_since_s: dict[_Key, float] = field(default_factory=dict)
+    changed_s: dict[_Key, float] = field(default_factory=dict)
+    shown: dict[_Key, SlowStatus] = field(default_factory=dict)
+
+    @property
+    def states(self) -> Mapping[Variant, Mapping[str, bool]]:
+        """Features that are not as their default is."""
+        states: dict[Variant, dict[str, bool]] = {}
+        for application, template, name in sorted(self.off):
+            states.setdefault((application, template), {})[name] = False
+        return states
+
+    def keep(self, mesh: Mesh) -> None:
+        """Forget what the mesh does not declare any more, or gives to its operator."""
+        known = {
+            (application, template, flag.name)
+            for application in mesh.applications
+            for template in mesh.templates
+            for flag in ours(mesh, template)
+        }
+        self.off &= known
+        for memory in (self.asked, self.idle_since_s, self.changed_s, self.shown):
+            for key in memory.keys() - known:
+                del memory[key]
+
+    def release(self) -> None:
+        """Leave every feature at its default."""
+        self.off = frozenset()
+        for memory in (self.asked, self.idle_since_s, self.changed_s, self.shown):
+            memory.clear()
+
+    def decide(
+        self,
+        mesh: Mesh,
+        problem: Problem,
+        evaluation: Evaluation,
+        optima: Optima,
+        *,
+        enforced: bool,
+        now_s: float,
+    ) -> tuple[SlowDecision, ...]:
+        """Switch at most one feature of each application, the one that matters most."""
+        found: list[tuple[float, _Key, SlowDecision]] = []
+        for key, flag, mine in self._flags(mesh, problem, evaluation):
+            saving = _saving(problem, evaluation, optima, flag, mine, is_off=key in self.off)
+            if saving is None:
+                break
+            if decision := self._judge(key, flag, saving, enforced=enforced, now_s=now_s):
+                found.append((saving.ratio(flag), key, decision))
+        done: dict[ApplicationName, SlowDecision] = {}
+        for _, key, decision in sorted(found, key=lambda f: (-f[0], f[1])):
+            if key[0] in done:
+                continue
+            done[key[0]] = decision
+            if enforced:
+                self._apply(key, decision, now_s)
+        return tuple(done.values())
+
+    def status(self, now_s: float) -> tuple[SlowStatus, ...]:
+        """One row per feature that slow ticks have looked at."""
+        return tuple(
+            replace(
+                row,
+                state="off" if key in self.off else "on",
+                since_s=now_s - self.changed_s[key] if key in self.changed_s else 0.0,
+            )
+            for key, row in sorted(self.shown.items())
+        )
+
+    def _flags(
+        self, mesh: Mesh, problem: Problem, evaluation: Evaluation
+    ) -> Iterator[tuple[_Key, Flag, Bools]]:
+        """Yield features with the routes (R,) of their application, those off first."""
+        variants: dict[Variant, list[int]] = {}
+        for r, route in enumerate(problem.routes):
+            group = problem.groups[route.group]
+            variants.setdefault((route.group.application, group.template), []).append(r)
+        keys = [
+            ((application, template, flag.name), flag, rows)
+            for (application, template), rows in variants.items()
+            if template in mesh.templates
+            for flag in ours(mesh, template)
+        ]
+        for key, flag, rows in sorted(keys, key=lambda k: (k[0] not in self.off, k[0])):
+            mine = np.zeros(problem.pairs.routes, dtype=bool)
+            mine[rows] = True
+            # Silence is no reason to switch anything.
+            if np.any(mine & evaluation.measured & (evaluation.demand_rps > 0.0)):
+                yield key, flag, mine
+
+    def _judge(
+        self, key: _Key, flag: Flag, saving: _Saving, *, enforced: bool, now_s: float
+    ) -> SlowDecision | None:
+        ratio, because = saving.ratio(flag), _because(flag, saving)
+        target = f"{key[0]}/{flag.name}"
+        if key in self.off:
+            if ratio >= ON_RATIO:
+                self.idle_since_s.pop(key, None)
+                self._show(key, because)
+                return None
+            since_s = self.idle_since_s.setdefault(key, now_s)
+            self._show(key, because, pending="on")
+            if now_s - since_s < ON_S:
+                return None
+            return SlowDecision(SlowKind.FLAG, target, "on", because, enforced)
+        ready = ratio > OFF_RATIO
+        self.asked[key] = self.asked.get(key, 0) + 1 if ready else 0
+        if self.asked[key] < OFF_TICKS:
+            self._show(key, because, pending="off" if ready else "")
+            return None
+        self._show(key, because, recommended="" if enforced else "off")
+        if not enforced and self.asked[key] > OFF_TICKS:
+            return None  # said before
+        return SlowDecision(SlowKind.FLAG, target, "off", because, enforced)
+
+    def _apply(self, key: _Key, decision: SlowDecision, now_s: float) -> None:
+        self.off = self.off | {key} if decision.action == "off" else self.off - {key}
+        self.asked.pop(key, None)
+        self.idle_since_s.pop(key, None)
+        self.changed_s[key] = now_s
+        self._show(key, decision.because)
+
+    def _show(self, key: _Key, because: str, *, recommended: str = "", pending: str = "") -> None:
+        target = f"{key[0]}/{key[2]}"
+        self.shown[key] = SlowStatus(
+            SlowKind.FLAG.value, target, "", recommended, pending, because, 0.0
+        )
+
+
+def ours(mesh: Mesh, template: str) -> tuple[Flag, ...]:
+    """Features that the engine may switch: on by default, with what they save and are worth."""
+    return tuple(
+        flag
+        for flag in mesh.templates[template].flags
+        if flag.owner == "engine" and flag.default and flag.saves and flag.worth_usd_per_h > 0.0
+    )
+
+
+def _saving(
+    problem: Problem,
+    evaluation: Evaluation,
+    optima: Optima,
+    flag: Flag,
+    mine: Bools,
+    *,
+    is_off: bool,
+) -> _Saving | None:
+    """Compare the optima with the feature on and off; None when there is no time left."""
+    saves = np.array([flag.saves.get(route.service, 0.0) for route in problem.routes])
+    left = np.where(mine, 1.0 - saves, 1.0)
+    demand = evaluation.demand_rps
+    on_rps = demand / np.maximum(left, _LEFT_MIN) if is_off else demand
+    off_rps = demand if is_off else demand * left
+    supposed = [replace(evaluation, demand_rps=rps) for rps in (on_rps, off_rps)]
+    on = optima.of(problem, supposed[0], evaluation.shares_now)
+    off = optima.of(problem, supposed[1], evaluation.shares_now)
+    if on is None or off is None:
+        return None
+    rate = ms_per_usd(problem, evaluation)
+    per_call = problem.pairs.sum_by_route(on.shares * evaluation.usd_per_request)
+    unmade_usd_per_h = 3600.0 * float(np.sum((on_rps - off_rps) * per_call))
+    relief: Floats = on.forecast.cost_ms - off.forecast.cost_ms
+    breaches = (
+        (rate <= 0.0)
+        & (on.forecast.latency_p95_s > evaluation.slo_s)
+        & (off.forecast.latency_p95_s < _RELIEF_RATIO * on.forecast.latency_p95_s)
+        & (off_rps > 0.0)
+    )
+    usd = unmade_usd_per_h + usd_per_h(off_rps, relief, rate)
+    return _Saving(usd, bool(breaches.any()))
+
+
+def _because(flag: Flag, saving: _Saving) -> str:
+    if saving.breaches:
+        return "with it, calls are slower than a profile allows, and nothing has a price"
+    return f"its calls cost {saving.usd_per_h:.3g} $/h, it is worth {flag.worth_usd_per_h:.3g} $/h"
