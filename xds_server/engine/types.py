@@ -148,6 +148,7 @@ class Candidates:
 
     proposed: tuple[Candidate, ...]
     price_ms: Floats  # (J,) at the optimum of this step
+    floor: Floats  # (P,) least shares, before they are fitted into a route
     gap_ratio: float
     iterations: int
 
