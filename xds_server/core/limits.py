@@ -32,6 +32,21 @@ def onto_allowed(pairs: Pairs, shares: Floats, allowed: Bools) -> Floats:
     return np.where((total > 1e-12)[pairs.route], spread, even)
 
 
+def without_gain(pairs: Pairs, shares: Floats, most: Floats, held: Bools) -> Floats:
+    """(P,) shares of which pairs that are ``held`` (P,) have at most ``most`` (P,).
+
+    What they would have had beyond it goes to the route's other pairs, pro rata; a route without
+    any other that has traffic keeps it where it was.
+    """
+    capped = np.where(held, np.minimum(shares, most), shares)
+    beyond = pairs.sum_by_route(shares - capped)
+    others = pairs.sum_by_route(np.where(held, 0.0, shares))
+    taken = others > 1e-9
+    grow = np.where(taken, 1.0 + beyond / np.maximum(others, 1e-9), 1.0)[pairs.route]
+    spread: Floats = np.where(held, capped, shares * grow)
+    return np.where(taken[pairs.route], spread, shares)
+
+
 def moved_ratio(pairs: Pairs, before: Floats, after: Floats) -> Floats:
     """(R,) how much of each route's traffic changes provider, 0..1."""
     return 0.5 * pairs.sum_by_route(np.abs(after - before))

@@ -17,7 +17,7 @@ from xds_server.engine.slow import SlowLoop
 from xds_server.engine.state import EngineState, adopt, initial_state
 from xds_server.engine.types import Group, Problem
 from xds_server.errors import XdsServerError
-from xds_server.model.decision import Explanation
+from xds_server.model.decision import Explanation, Reverted
 from xds_server.model.history import Seeds
 from xds_server.model.ids import GroupKey, Locality, NodeId, ProviderName
 from xds_server.model.slow import SlowDecision
@@ -29,6 +29,8 @@ from xds_server.registry.registry import Registry
 
 log = structlog.get_logger()
 
+REVERTS_LOGGED = 20
+"""Lines of one tick; ``reverts_total`` and history have them all."""
 WINDOW_SLOTS = 2
 """Completed ticks that one evaluation looks at: a report that is late by one still counts."""
 
@@ -116,6 +118,8 @@ class Engine:
         self.turns += 1
         slow = self.slow.run(self._mesh, self._state.problem, done, now_s)
         self.last = Turn(done, signals, phases, time.perf_counter() - begun, slow)
+        for reverted in done.reverted[:REVERTS_LOGGED]:
+            log.warning("engine.reverted", **_reverted(reverted))
         for decision in slow:
             log.info("engine.slow_decision", **asdict(decision))
         self._switch()
@@ -211,6 +215,19 @@ class Engine:
             and name == group.template
             and any(p.name == key.phase for p in template.profiles)
         )
+
+
+def _reverted(reverted: Reverted) -> dict[str, object]:
+    key = reverted.route
+    return {
+        "application": key.group.application,
+        "phase": key.group.phase,
+        "locality": str(key.group.locality),
+        "service": key.service,
+        "because": reverted.because,
+        "z": round(reverted.z, 1),
+        "p_value": reverted.p_value,
+    }
 
 
 def _group_key(node: Node, state: PhaseState) -> GroupKey:

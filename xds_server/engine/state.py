@@ -18,13 +18,14 @@ from xds_server.engine.deploy import NOTHING, Deployment
 from xds_server.engine.models import Models, initial_models
 from xds_server.engine.observe import RowMap
 from xds_server.engine.problem import STANDBY
+from xds_server.engine.trials import PairTrials, RouteTrials, Trials, no_trials
 from xds_server.engine.types import Problem
 from xds_server.model.ids import ProviderName, RouteKey
 from xds_server.model.snapshot import Overlay
 
 FORECASTS_KEPT: Final = 4
 """Deployments whose outcome is still awaited; the oldest is dropped."""
-_Rows = TypeVar("_Rows", LogFilter, ErrorCounts, PowerFits)
+_Rows = TypeVar("_Rows", LogFilter, ErrorCounts, PowerFits, RouteTrials, PairTrials)
 _WINDOW_PLANS: Final = 2
 """Plans that were in force during one window."""
 
@@ -39,6 +40,7 @@ class EngineState:
     models: Models
     last_good: Floats  # (P,) shares whose outcome was as forecast and within the SLO
     weights: Ints  # (P,) last published; all 0 before the first
+    trials: Trials
     overlay: Overlay = NOTHING  # last published
     rows: RowMap | None = None  # of the newest window
     pending: deque[Deployment] = field(default_factory=lambda: deque(maxlen=FORECASTS_KEPT))
@@ -73,6 +75,7 @@ def initial_state(problem: Problem) -> EngineState:
         initial_models(problem),
         shares,
         np.zeros(len(shares), dtype=np.int64),
+        no_trials(problem.pairs.routes, len(shares)),
     )
 
 
@@ -135,7 +138,17 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
         budget_pressure=_take(m.budget_pressure, route_from, fresh.budget_pressure),
     )
     wanted = limits.onto_allowed(problem.pairs, shares, problem.allowed)
-    return EngineState(problem, shares, wanted, models, good, weights)
+    # Other choices than before: what was before them is nothing to go back to.
+    other = problem.pairs.any_by_route(
+        (pair_from < 0)
+        | (problem.allowed != _take(old.problem.allowed, pair_from, problem.allowed))
+    )
+    route_trials = _carry(old.trials.route, route_from, new.trials.route)
+    trials = Trials(
+        replace(route_trials, opened_s=np.where(other, np.nan, route_trials.opened_s)),
+        _carry(old.trials.pair, pair_from, new.trials.pair),
+    )
+    return EngineState(problem, shares, wanted, models, good, weights, trials)
 
 
 def _carry(old: _Rows, rows: Ints, blank: _Rows) -> _Rows:
