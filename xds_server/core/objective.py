@@ -19,7 +19,7 @@ PREFER_RATIO = 0.5
 """What a request outside the preferred regions costs, in baseline latencies."""
 SLO_SLOPE = 4.0
 """Milliseconds-equivalent per millisecond by which the predicted p95 exceeds the SLO."""
-SLO_KNEE_RATIO = 0.1
+SLO_KNEE_RATIO = 0.05
 """Width of the softplus knee, as a share of the objective."""
 
 

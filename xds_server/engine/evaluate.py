@@ -23,6 +23,10 @@ from xds_server.model.telemetry import PairWindow, ProviderLoad
 
 FRESH_TICKS = 3.0
 """Telemetry older than this many ticks freezes a route."""
+DRAIN_S = 2.0
+"""Seconds that pass before weights that are decided now have changed a queue."""
+BACKLOG_KEPT = 0.25
+"""Part of a backlog that counts however fast it should drain."""
 TAU_RATIO = 0.2
 """Reluctance to move, in mean latencies of the route (times 1 + uncertainty)."""
 
@@ -79,7 +83,11 @@ def evaluate(
     )
     models = replace(models, budget_pressure=pressure)
     slo_s = _blend(problem, blend, "slo_s")
-    backlog_s = backlog(curves, models.capacity_rps, seen.provider_rps, seen.provider_active)
+    backlog_s = _left_of_backlog(
+        backlog(curves, models.capacity_rps, seen.provider_rps, seen.provider_active),
+        models.capacity_rps,
+        _planned_rps(state, demand),
+    )
     costs = _costs(
         state, curves, models, price_usd, egress_usd, rtt_s, backlog_s, slo_s, blend, demand
     )
@@ -117,6 +125,18 @@ def _live_price(problem: Problem, load: ProviderLoad) -> Floats:
     announced = by_provider(problem, load, load.price_per_million_usd) / 1e6
     usable = np.isfinite(announced) & (announced >= 0.0)
     return np.where(usable, announced, problem.declared_usd)
+
+
+def _left_of_backlog(backlog_s: Floats, capacity_rps: Floats, planned_rps: Floats) -> Floats:
+    """(J,) what will be left of a backlog when what is decided now is in force, s.
+
+    What was commanded before takes effect meanwhile, and drains it with the capacity that it
+    leaves over; without that, every tick would flee the same queue once more.
+    """
+    spare = np.where(np.isfinite(capacity_rps), 1.0 - planned_rps / capacity_rps, 0.0)
+    drained = np.maximum(backlog_s - np.maximum(spare, 0.0) * DRAIN_S, 0.0)
+    # Whether it drains is a forecast, and a queue that stands is not: both count.
+    return np.maximum(drained, BACKLOG_KEPT * backlog_s)
 
 
 def _demand(problem: Problem, smoothed: Floats) -> Floats:

@@ -25,7 +25,7 @@ UNKNOWN_VARIANCE = 1.0
 _SILENT_RPS = 0.02
 """Less than this is none; its logarithm stands for zero."""
 _CHANCE_SIGMA = 2.5
-CAPACITY_FLOOR = 0.04**2
+CAPACITY_FLOOR = 0.07**2
 """Relative variance of a rate over a utilisation that no number of samples removes."""
 _LATE_ANSWERED, _LATE_WEIGHT = 0.3, 0.1
 _TURN_KEPT = 0.5

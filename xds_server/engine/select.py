@@ -10,7 +10,7 @@ from xds_server.engine.types import Evaluation, Problem, Simulated
 from xds_server.model.decision import HOLD_REASONS, MOVES, Decision, HoldReason, Move
 from xds_server.model.topology import Mode
 
-TOGETHER_RATIO = 0.005
+TOGETHER_RATIO = 0.01
 """What holding may cost all routes together, as a part of the objective."""
 DEADBAND_SHARE = 0.01
 DEADBAND_GAIN_RATIO = 0.005
