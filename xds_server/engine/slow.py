@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from xds_server.engine.loop import Tick
-from xds_server.engine.optima import Optima
+from xds_server.engine.optima import Optima, Worth
 from xds_server.engine.substitutes import Substitutes
 from xds_server.engine.switches import Switches
 from xds_server.engine.types import Problem
@@ -23,6 +23,7 @@ class SlowLoop:
 
     substitutes: Substitutes = field(default_factory=Substitutes)
     switches: Switches = field(default_factory=Switches)
+    worth: Worth = field(default_factory=Worth)
     _due_s: float | None = None
     _starved: frozenset[object] = frozenset()
 
@@ -46,6 +47,7 @@ class SlowLoop:
         self._due_s = now_s + mesh.engine.slow_tick_s
         enforced = mesh.mode is Mode.ENFORCE
         optima, evaluation = Optima(mesh.engine), tick.evaluation
+        self.worth.update(problem, evaluation)
         entered = self.substitutes.decide(
             problem, evaluation, optima, _service_of(mesh), enforced=enforced, now_s=now_s
         )
@@ -53,7 +55,7 @@ class SlowLoop:
         if entered and enforced:
             return entered
         switched = self.switches.decide(
-            mesh, problem, evaluation, optima, enforced=enforced, now_s=now_s
+            mesh, problem, evaluation, optima, self.worth, enforced=enforced, now_s=now_s
         )
         return (*entered, *switched)
 

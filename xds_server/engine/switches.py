@@ -12,10 +12,9 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from xds_server.core.scaling import usd_per_h
-from xds_server.core.tables import Bools, Floats
+from xds_server.core.tables import Bools
 from xds_server.engine.changes import ms_per_usd
-from xds_server.engine.optima import Optima
+from xds_server.engine.optima import Optima, Worth
 from xds_server.engine.types import Evaluation, Problem
 from xds_server.model.ids import ApplicationName
 from xds_server.model.slow import SlowDecision, SlowKind, SlowStatus
@@ -93,6 +92,7 @@ class Switches:
         problem: Problem,
         evaluation: Evaluation,
         optima: Optima,
+        worth: Worth,
         *,
         enforced: bool,
         now_s: float,
@@ -100,7 +100,7 @@ class Switches:
         """Switch at most one feature of each application, the one that matters most."""
         found: list[tuple[float, _Key, SlowDecision]] = []
         for key, flag, mine in self._flags(mesh, problem, evaluation):
-            saving = _saving(problem, evaluation, optima, flag, mine, is_off=key in self.off)
+            saving = _saving(problem, evaluation, optima, worth, flag, mine, is_off=key in self.off)
             if saving is None:
                 break
             if decision := self._judge(key, flag, saving, enforced=enforced, now_s=now_s):
@@ -198,6 +198,7 @@ def _saving(
     problem: Problem,
     evaluation: Evaluation,
     optima: Optima,
+    worth: Worth,
     flag: Flag,
     mine: Bools,
     *,
@@ -214,18 +215,13 @@ def _saving(
     off = optima.of(problem, supposed[1], evaluation.shares_now)
     if on is None or off is None:
         return None
-    rate = ms_per_usd(problem, evaluation)
-    per_call = problem.pairs.sum_by_route(on.shares * evaluation.usd_per_request)
-    unmade_usd_per_h = 3600.0 * float(np.sum((on_rps - off_rps) * per_call))
-    relief: Floats = on.forecast.cost_ms - off.forecast.cost_ms
     breaches = (
-        (rate <= 0.0)
+        (ms_per_usd(problem, evaluation) <= 0.0)
         & (on.forecast.latency_p95_s > evaluation.slo_s)
         & (off.forecast.latency_p95_s < _RELIEF_RATIO * on.forecast.latency_p95_s)
         & (off_rps > 0.0)
     )
-    usd = unmade_usd_per_h + usd_per_h(off_rps, relief, rate)
-    return _Saving(usd, bool(breaches.any()))
+    return _Saving(worth.usd_per_h(problem, on, off), bool(breaches.any()))
 
 
 def _because(flag: Flag, saving: _Saving) -> str:
