@@ -25,7 +25,6 @@ from xds_server.engine.trials import (
     RouteTrials,
     Trials,
     harm_z,
-    planned_rps,
 )
 from xds_server.engine.types import Evaluation, Problem
 from xds_server.model.decision import HOLD_REASONS, MOVES, Decision, HoldReason, Move, Reverted
@@ -37,11 +36,13 @@ SAMPLES_MIN: Final = 10.0
 """Responses without which there is no mean to compare."""
 EXOGENOUS_RATIO: Final = 0.15
 """Relative change of demand, price or a provider's own service time that explains harm itself."""
-LOADED_RATIO: Final = 0.03
+LOADED_RATIO: Final = 0.1
 """A provider that was given more than this may be slower for it."""
 USED_SHARE: Final = 0.02
-GAINED_SHARE: Final = 0.01
+GAINED_SHARE: Final = 0.03
 """A provider gained, or a route is not back yet, from this part of its traffic on."""
+GAINED_PART: Final = 0.25
+"""And from this part of what the one that gained most did."""
 FREEZE_S: Final = 600.0
 THAW_DEMAND_RATIO: Final = 1.5
 THAW_ERROR_RATIO: Final = 0.2
@@ -80,7 +81,7 @@ def review(
     found: tuple[Reverted, ...] = ()
     suspects = worse >= HARM_TICKS
     if suspects.any():
-        gained = evaluation.shares_now - pair.shares > GAINED_SHARE
+        gained = _gained(problem, pair)
         p_value = welch_p(evaluation, route)
         harmed = suspects & (p_value < WELCH_P) & pairs.any_by_route(gained)
         harmed &= ~_explained(problem, evaluation, models, route, pair, gained)
@@ -150,10 +151,17 @@ def _explained(
     doubt = np.sqrt(models.service.variance)[pairs.provider]
     alarmed = slower > np.maximum(np.log1p(EXOGENOUS_RATIO), 2.0 * doubt)
     used = np.maximum(evaluation.shares_now, pair.shares) > USED_SHARE
-    rps = planned_rps(problem, evaluation)[pairs.provider]
     # Who was given more may be slower for it; who was not is slower by itself.
-    loaded = gained & (rps > (1.0 + LOADED_RATIO) * pair.provider_rps)
+    loaded = gained & (pair.most_rps > (1.0 + LOADED_RATIO) * pair.provider_rps)
     return demand | pairs.any_by_route(used & (price | (alarmed & ~loaded)))
+
+
+def _gained(problem: Problem, pair: PairTrials) -> Bools:
+    """(P,) who got notably more during the trial, if only for a while: models react as well."""
+    more = pair.most_share - pair.shares
+    most = problem.pairs.max_by_route(more)[problem.pairs.route]
+    gained: Bools = more > np.maximum(GAINED_SHARE, GAINED_PART * most)
+    return gained
 
 
 def _changed(before: Floats, now: Floats) -> Bools:

@@ -17,7 +17,7 @@ from xds_server.engine.types import Evaluation, Problem
 
 TRIAL_TICKS: Final = 6
 """Ticks after its last move that a route stays on trial."""
-TRIAL_TICKS_MAX: Final = 20
+TRIAL_TICKS_MAX: Final = 12
 """A route that never rests starts another trial after so many: what was before gets old."""
 FLIPS_MAX: Final = 3
 FLIP_TICKS: Final = 10
@@ -56,6 +56,8 @@ class PairTrials:
     log_service: Floats  # the provider's own service time
     provider_rps: Floats  # its planned load
     usd: Floats  # per request
+    most_share: Floats  # that it had during the trial
+    most_rps: Floats  # the provider's highest planned load during it
     frozen_until_s: Floats
     step: Floats  # the last that was not 0
 
@@ -81,7 +83,7 @@ def no_trials(routes: int, pairs: int) -> Trials:
     """Nothing has moved."""
     never, zeros = np.full(routes, -np.inf), np.zeros(routes)
     none, blank = np.zeros(routes, dtype=np.int64), np.full(routes, np.nan)
-    nothing = np.zeros(pairs)
+    nothing, never_pair = np.zeros(pairs), np.full(pairs, -np.inf)
     return Trials(
         RouteTrials(
             opened_s=blank,
@@ -99,7 +101,7 @@ def no_trials(routes: int, pairs: int) -> Trials:
             flips=none,
             damped_until_s=never,
         ),
-        PairTrials(nothing, nothing, nothing, nothing, np.full(pairs, -np.inf), nothing),
+        PairTrials(nothing, nothing, nothing, nothing, nothing, nothing, never_pair, nothing),
     )
 
 
@@ -162,7 +164,8 @@ def follow(
         flips=np.where(alternates, 0, flips),
         damped_until_s=np.where(alternates, now_s + DAMPING_S, route.damped_until_s),
     )
-    return Trials(route, _pairs_before(problem, evaluation, models, pair, opens, moved, step))
+    pair = _pairs_before(problem, evaluation, models, pair, opens)
+    return Trials(route, _pairs_after(problem, evaluation, deployment, pair, moved))
 
 
 def _pairs_before(
@@ -171,32 +174,51 @@ def _pairs_before(
     models: Models,
     before: PairTrials,
     opens: Bools,
-    moved: Bools,
-    step: Floats,
 ) -> PairTrials:
     """Note what the pairs of routes whose trials begin are like."""
     pairs = problem.pairs
     rows = np.flatnonzero(opens[pairs.route])
-    turned = replace(before, step=np.where(moved[pairs.route], step, before.step))
     if len(rows) == 0:
-        return turned
+        return before
     provider = pairs.provider[rows]
 
-    def noted(old: Floats, new: Floats) -> Floats:
+    def noted(old: Floats, new: Floats | float) -> Floats:
         out = old.copy()
         out[rows] = new
         return out
 
     return replace(
-        turned,
+        before,
+        most_share=noted(before.most_share, 0.0),
+        most_rps=noted(before.most_rps, 0.0),
         shares=noted(before.shares, evaluation.shares_now[rows]),
         log_service=noted(before.log_service, models.service.mean[provider]),
-        provider_rps=noted(before.provider_rps, planned_rps(problem, evaluation)[provider]),
+        provider_rps=noted(
+            before.provider_rps, planned_rps(problem, evaluation, evaluation.shares_now)[provider]
+        ),
         usd=noted(before.usd, evaluation.usd_per_request[rows]),
     )
 
 
-def planned_rps(problem: Problem, evaluation: Evaluation) -> Floats:
-    """(J,) load that the commanded shares give at today's demand."""
+def _pairs_after(
+    problem: Problem,
+    evaluation: Evaluation,
+    deployment: Deployment,
+    before: PairTrials,
+    moved: Bools,
+) -> PairTrials:
+    pairs, shares = problem.pairs, deployment.shares
+    rows = moved[pairs.route]
+    rps = planned_rps(problem, evaluation, shares)[pairs.provider]
+    return replace(
+        before,
+        most_share=np.where(rows, np.maximum(before.most_share, shares), before.most_share),
+        most_rps=np.maximum(before.most_rps, rps),
+        step=np.where(rows, shares - evaluation.shares_now, before.step),
+    )
+
+
+def planned_rps(problem: Problem, evaluation: Evaluation, shares: Floats) -> Floats:
+    """(J,) load that the shares give at today's demand."""
     pairs = problem.pairs
-    return pairs.sum_by_provider(evaluation.demand_rps[pairs.route] * evaluation.shares_now)
+    return pairs.sum_by_provider(evaluation.demand_rps[pairs.route] * shares)
