@@ -337,6 +337,12 @@ class Metrics:
         self.reverts_total = d.counter(
             "reverts_total", "Routes that were put back, since their last move did harm."
         )
+        self.substitutions_total = d.counter(
+            "substitutions_total", "Providers on standby that entered, or left again.", ["action"]
+        )
+        self.flag_switches_total = d.counter(
+            "flag_switches_total", "Features that the engine switched off, or on again.", ["action"]
+        )
         self.gain_ms = d.gauge(
             "gain_ms", "Predicted gain of the last tick, demand-weighted ms-equivalent per second."
         )

@@ -59,7 +59,7 @@ def test_a_good_mesh_is_ok_and_its_inert_keys_are_notes():
     first, *notes = result.stdout.splitlines()
     assert first.endswith("OK: 2 services, 4 providers, 1 application")
     assert all(": note: no effect yet: " in note for note in notes)
-    assert any("slow_tick_s" in note for note in notes)
+    assert any(".scale" in note for note in notes)
 
 
 def test_a_good_mesh_as_json():
@@ -169,7 +169,7 @@ class _Admin(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         status, body = {
             "/v1/status": (200, dumps(STATUS)),
-            "/v1/explain/checkout/search": (200, dumps([EXPLANATION])),
+            "/v1/explain?application=checkout&service=search": (200, dumps([EXPLANATION])),
             "/broken/v1/status": (500, b"oops"),
             "/html/v1/status": (200, b"<html>"),
         }.get(self.path, (404, dumps({"detail": f"no route {self.path}; known: a/b"})))
@@ -207,6 +207,11 @@ def test_explain_is_drawn_for_people_and_json_for_programs(admin):
     drawn = run("explain", "checkout", "search", "--admin", admin)
     assert drawn.exit_code == 0
     assert "runner-up" in drawn.stdout
+    asked = run("explain", "checkout", "search", "--why-not", "search-far", "--admin", admin)
+    assert "search-far would have to be 4.2 ms faster" in asked.stdout
+    unknown = run("explain", "checkout", "search", "--why-not", "nobody", "--admin", admin)
+    assert unknown.exit_code == 2
+    assert unknown.stderr.startswith("--why-not: no provider nobody; known: search-east")
     (data,) = json.loads(run("explain", "checkout", "search", "--admin", admin, "--json").stdout)
     assert data["move"] == "reweight"
 
@@ -214,7 +219,10 @@ def test_explain_is_drawn_for_people_and_json_for_programs(admin):
 def test_an_unknown_application_is_a_mistake_that_names_the_known(admin):
     result = run("explain", "a b", "search", "--admin", admin)
     assert result.exit_code == 2
-    assert result.stderr == f"{admin}: no route /v1/explain/a%20b/search; known: a/b\n"
+    assert (
+        result.stderr
+        == f"{admin}: no route /v1/explain?application=a+b&service=search; known: a/b\n"
+    )
 
 
 @pytest.mark.parametrize("path", ["/broken", "/html"])

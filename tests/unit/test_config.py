@@ -78,8 +78,25 @@ def test_inert_keys_are_those_of_the_mesh_that_nothing_acts_on() -> None:
     assert inert_keys(parse_mesh(SMALL, "mesh.yaml")) == ()
     keys = [line.partition(":")[0] for line in inert_keys(parse_mesh(REFERENCE, "mesh.yaml"))]
     assert "services.search.providers.search-east.scale" in keys
-    assert "engine.slow_tick_s" in keys
+    assert not [key for key in keys if "slow_tick_s" in key or "flags" in key]
     assert "templates.storefront.behaviour.cpu_ratio" in keys
+
+
+@pytest.mark.parametrize(
+    ("flag", "key"),
+    [
+        ("{default: true, saves: {search: 0.3}}", "saves"),
+        ("{default: true, worth_usd_per_h: 2.0}", "worth_usd_per_h"),
+        ("{default: false, saves: {search: 0.3}, worth_usd_per_h: 2.0}", "saves"),
+    ],
+)
+def test_a_feature_that_lacks_what_switching_needs_is_named(flag: str, key: str) -> None:
+    usual = "recommendations: {default: true, saves: {search: 0.3}, worth_usd_per_h: 0.8}"
+    assert usual in REFERENCE
+    text = REFERENCE.replace(usual, f"recommendations: {flag}")
+    lines = inert_keys(parse_mesh(text, "mesh.yaml"))
+    keys = [line.partition(":")[0] for line in lines]
+    assert f"templates.storefront.flags.recommendations.{key}" in keys
 
 
 @pytest.mark.parametrize(

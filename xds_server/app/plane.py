@@ -346,6 +346,7 @@ class ControlPlane:
             routes=routes_status(problem, turn) if turn else (),
             providers=providers_status(problem, turn, _services(self.mesh), found) if turn else (),
             bottlenecks=bottlenecks_status(turn) if turn else (),
+            slow=self.engine.slow.status(now_s),
         )
 
     def directory(self) -> Directory:

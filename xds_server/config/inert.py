@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from xds_server.model.topology import EngineSettings, Mesh
+from xds_server.model.topology import Mesh
 
 
 def inert_keys(mesh: Mesh) -> tuple[str, ...]:
@@ -25,11 +25,6 @@ def _without_source(mesh: Mesh) -> dict[str, str]:
 
 def _inert(mesh: Mesh) -> Iterator[str]:
     flags = [(t.name, f) for t in mesh.templates.values() for f in t.flags]
-    slow = any(p.scale for p in mesh.providers.values()) or any(
-        f.saves or f.worth_usd_per_h for _, f in flags if f.owner == "engine"
-    )
-    if slow or mesh.engine.slow_tick_s != EngineSettings().slow_tick_s:
-        yield "engine.slow_tick_s: will pace scaling, substitution and flags"
     for service in mesh.services.values():
         for provider in service.providers:
             at = f"services.{service.name}.providers.{provider.name}"
@@ -45,7 +40,10 @@ def _inert(mesh: Mesh) -> Iterator[str]:
     for name, flag in flags:
         if flag.owner == "engine":
             at = f"templates.{name}.flags.{flag.name}"
-            if flag.saves:
-                yield f"{at}.saves: switching of features will use it"
-            if flag.worth_usd_per_h:
-                yield f"{at}.worth_usd_per_h: switching of features will use it"
+            if not flag.default and (flag.saves or flag.worth_usd_per_h):
+                key = "saves" if flag.saves else "worth_usd_per_h"
+                yield f"{at}.{key}: only features that are on by default are switched"
+            elif flag.saves and not flag.worth_usd_per_h:
+                yield f"{at}.saves: switching needs worth_usd_per_h as well"
+            elif flag.worth_usd_per_h and not flag.saves:
+                yield f"{at}.worth_usd_per_h: switching needs saves as well"

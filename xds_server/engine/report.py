@@ -10,6 +10,7 @@ from xds_server.engine.runner import Turn
 from xds_server.engine.types import Problem
 from xds_server.model.decision import HOLD_REASONS, MOVES
 from xds_server.model.ids import ProviderName, ServiceName
+from xds_server.model.slow import SlowKind
 from xds_server.model.status import BottleneckStatus, ProviderStatus, RouteStatus, ShareStatus
 from xds_server.model.topology import Address
 from xds_server.observability import Metrics
@@ -120,6 +121,13 @@ def record_turn(metrics: Metrics, problem: Problem, turn: Turn) -> None:
     for move in decision.move:
         metrics.decisions_total.labels(MOVES[move].value).inc()
     metrics.reverts_total.inc(len(turn.tick.reverted))
+    counted = {
+        SlowKind.SUBSTITUTE: metrics.substitutions_total,
+        SlowKind.FLAG: metrics.flag_switches_total,
+    }
+    for slow in turn.slow:
+        if slow.enforced:
+            counted[slow.kind].labels(slow.action).inc()
     metrics.keep_routes(problem.routes)
     for r, status in enumerate(routes_status(problem, turn)):
         _record_route(metrics, status, float(turn.tick.evaluation.calibration[r]))

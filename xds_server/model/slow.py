@@ -1,4 +1,4 @@
-"""What the slow tick decides: who substitutes, which features are on, how many endpoints."""
+"""What the slow tick decides: who substitutes, and which features are on."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,13 +10,11 @@ class SlowKind(StrEnum):
 
     SUBSTITUTE = "substitute"  # a provider on standby
     FLAG = "flag"  # a feature of an application
-    SCALE = "scale"  # a provider's endpoints
 
 
 SLOW_ACTIONS: Final = {
     SlowKind.SUBSTITUTE: ("enter", "leave"),
     SlowKind.FLAG: ("off", "on"),
-    SlowKind.SCALE: ("out", "in"),
 }
 """What can be done, by kind; also the labels of metrics."""
 
@@ -38,7 +36,7 @@ class SlowStatus:
 
     kind: str
     target: str
-    state: str  # standby, in; on, off; for scaling the number of endpoints
+    state: str  # standby, in; on, off
     recommended: str  # what would be done if it were ours to do; "" if nothing
     pending: str  # what waits for another slow tick, or for the end of a hold; "" if nothing
     because: str

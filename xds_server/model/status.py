@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from xds_server.model.ids import ApplicationName, NodeId, PhaseName, ProviderName, ServiceName
+from xds_server.model.slow import SlowStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,3 +130,4 @@ class Status:
     routes: tuple[RouteStatus, ...]
     providers: tuple[ProviderStatus, ...]
     bottlenecks: tuple[BottleneckStatus, ...]
+    slow: tuple[SlowStatus, ...] = ()  # what slow ticks decide about
