@@ -308,28 +308,36 @@ def status(*, admin: AdminOption = DEFAULT_ADMIN, as_json: JsonOption = False) -
     print_rich(render_status(data))
 
 
-@app.command(epilog="Example: xds-server explain checkout search")
+@app.command(epilog="Example: xds-server explain checkout search --why-not search-west")
 def explain(
     application: Annotated[str, typer.Argument(help="Who calls.")],
     service: Annotated[str, typer.Argument(help="What is called.")],
     *,
+    why_not: Annotated[
+        str, typer.Option(metavar="PROVIDER", help="Say what keeps this provider from more.")
+    ] = "",
     admin: AdminOption = DEFAULT_ADMIN,
     as_json: JsonOption = False,
 ) -> None:
     """Show why an application's calls to a service are split as they are.
 
-    One table per route, in milliseconds and what is worth as much, per request: the terms of
-    each provider add up to its total.
+    Per route: the gain of the last decision by its terms, the plan that was second, a table of
+    what a request costs at each provider (milliseconds, and what is worth as much), and what
+    each would have to improve to get more.
     """
-    from urllib.parse import quote
+    from urllib.parse import urlencode
 
-    data = ask(admin, f"/v1/explain/{quote(application, safe='')}/{quote(service, safe='')}")
+    asked = urlencode({"application": application, "service": service})
+    data = ask(admin, f"/v1/explain?{asked}")
     if as_json:
         print_json(data)
         return
-    from xds_server.admin.render import render_explanation
+    from xds_server.admin.render_explain import render_explanation
 
-    print_rich(render_explanation(data))
+    try:
+        print_rich(render_explanation(data, why_not))
+    except KeyError as error:
+        fail(MISTAKE, [f"--why-not: {error.args[0]}"])
 
 
 @app.command(epilog="Example: xds-server services search")

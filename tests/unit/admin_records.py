@@ -3,7 +3,8 @@
 import math
 from dataclasses import replace
 
-from xds_server.model.decision import Explanation, HoldReason, Move, ProviderTerm
+from xds_server.model.decision import HoldReason, Move
+from xds_server.model.explanation import Explanation, Option, ProviderTerm, Verdict
 from xds_server.model.ids import GroupKey, Locality, RouteKey
 from xds_server.model.status import (
     BandStatus,
@@ -80,7 +81,7 @@ STATUS = Status(
 
 
 def _term(provider: str, share: float, latency_ms: float, rent_ms: float, **more: object):
-    total = latency_ms + 2.0
+    total = latency_ms + 4.0
     term = ProviderTerm(
         provider=provider,
         share=share,
@@ -89,7 +90,10 @@ def _term(provider: str, share: float, latency_ms: float, rent_ms: float, **more
         allowed=True,
         excluded_because="",
         latency_ms=latency_ms,
+        queueing_ms=2.0,
         queueing_rent_ms=rent_ms,
+        distance_ms=0.0,
+        backlog_ms=0.0,
         error_ms=0.5,
         price_ms=1.0,
         egress_ms=0.5,
@@ -97,6 +101,13 @@ def _term(provider: str, share: float, latency_ms: float, rent_ms: float, **more
         slo_ms=0.0,
         total_ms=total,
         marginal_ms=total + rent_ms,
+        usd_per_million=0.5,
+        verdict=Verdict.SETTLED,
+        optimum_share=share,
+        floor_share=0.02,
+        short_ms=0.0,
+        short_usd_per_million=0.0,
+        ticks=None,
     )
     return replace(term, **more)
 
@@ -110,10 +121,36 @@ EXPLANATION = Explanation(
     predicted_latency_ms=24.0,
     observed_latency_ms=math.nan,
     gain_ms=3.5,
-    terms=(
-        _term("search-east", 0.7, 20.0, 9.0),
-        _term("search-far", 0.1, 60.0, 1.0),
-        _term("search-west", 0.2, 30.0, 1.0),
-        _term("search-managed", 0.0, 5.0, 0.0, allowed=False, excluded_because="standby"),
+    doubt_ms=1.2,
+    gain_terms={"latency": 2.0, "queueing": 1.5, "rent": 1.0, "price": -0.8, "switching": -0.2},
+    options=(
+        Option(Move.REWEIGHT, 0.3, 3.5, 290.0, chosen=True, lost_because=""),
+        Option(Move.REWEIGHT, 0.15, 2.5, 205.0, False, "the mesh would cost 85 ms/s more"),
     ),
+    next_provider="search-west",
+    terms=(
+        _term("search-east", 0.7, 20.0, 9.0, verdict=Verdict.FALLING, optimum_share=0.5, ticks=3),
+        _term(
+            "search-far",
+            0.02,
+            40.0,
+            1.0,
+            verdict=Verdict.NOT_WORTH,
+            optimum_share=0.02,
+            short_ms=4.2,
+            short_usd_per_million=0.31,
+        ),
+        _term("search-west", 0.28, 26.0, 1.0, verdict=Verdict.RISING, optimum_share=0.48, ticks=3),
+        _term(
+            "search-managed",
+            0.0,
+            5.0,
+            0.0,
+            allowed=False,
+            excluded_because="standby",
+            verdict=Verdict.EXCLUDED,
+            optimum_share=0.0,
+        ),
+    ),
+    no_candidates={"search-mini": "lacks vectors"},
 )

@@ -2,7 +2,7 @@ import asyncio
 import json
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import httpx
@@ -11,10 +11,12 @@ from rich.console import Console
 
 from tests.unit.admin_records import EXPLANATION, ROUTE, STATUS
 from xds_server.admin import create_admin, serve_admin
+from xds_server.admin.cells import bar
 from xds_server.admin.encode import dumps, to_json
-from xds_server.admin.render import bar, render_explanation, render_status
+from xds_server.admin.render import render_status
+from xds_server.admin.render_explain import render_explanation
 from xds_server.errors import AdapterError
-from xds_server.model.decision import Explanation
+from xds_server.model.explanation import Explanation
 from xds_server.model.status import Status
 from xds_server.model.topology import Address
 from xds_server.observability import Metrics
@@ -31,8 +33,9 @@ class _View:
     def status(self) -> Status:
         return replace(STATUS, routes=self.routes)
 
-    def explain(self, application: str, service: str) -> tuple[Explanation, ...]:
-        return {("checkout", "search"): (EXPLANATION,)}[application, service]
+    def explain(self, application: str, service: str) -> Callable[[], tuple[Explanation, ...]]:
+        found = {("checkout", "search"): (EXPLANATION,)}[application, service]
+        return lambda: found
 
 
 @pytest.fixture
@@ -86,6 +89,10 @@ async def test_explain_has_the_terms(client):
     assert data["route"]["group"]["locality"] == "us-east-1/a"
     assert data["observed_latency_ms"] is None
     assert [t["provider"] for t in data["terms"]][:2] == ["search-east", "search-far"]
+    by_query = await client.get("/v1/explain?application=checkout&service=search")
+    assert by_query.json() == [data]
+    missing = await client.get("/v1/explain?application=checkout")
+    assert (missing.status_code, missing.json()["detail"]) == (400, "no service; add service=NAME")
 
 
 async def test_an_unknown_route_is_a_problem_that_names_the_known(client, view):
@@ -188,19 +195,42 @@ def test_an_empty_mesh_is_said_to_be_empty():
     assert "no routes" in text
 
 
-def test_an_explanation_marks_the_runner_up_and_the_excluded():
-    lines = _printed(render_explanation(json.loads(dumps([EXPLANATION])))).splitlines()
+def _explained(why_not: str = "") -> list[str]:
+    drawn = _printed(render_explanation(json.loads(dumps([EXPLANATION])), why_not))
+    return [line.rstrip() for line in drawn.splitlines()]
+
+
+def test_an_explanation_tells_gain_runner_up_and_what_each_provider_lacks():
+    lines = _explained()
+    gain = "gain 3.5 ms per request = latency +2, queueing +1.5, rent +1, price -0.8, switching"
+    assert any(line.startswith(gain) for line in lines)
+    runner_up = "runner-up: reweight of 15.0% of the traffic, gain 2.5 ms: the mesh would cost"
+    assert any(line.startswith(runner_up) for line in lines)
     by_provider = {line.split()[0]: line for line in lines if line.startswith("search-")}
-    assert by_provider["search-east"].rstrip().endswith("most traffic")
-    assert by_provider["search-west"].rstrip().endswith("runner-up")
-    assert by_provider["search-managed"].rstrip().endswith("excluded: standby")
-    assert by_provider["search-far"].split()[-3:] == ["62", "1", "63"]
-    assert "reweight; gain 3.5 ms per request" in lines[1]
+    rows = {line.split()[0]: line for line in lines if line.startswith("search-") and "%" in line}
+    assert set(rows) >= {"search-east", "search-west", "search-far", "search-managed"}
+    (managed,) = [line for line in lines if line.startswith("search-managed")]
+    assert managed.endswith("excluded: standby")
+    assert (
+        "search-far would have to be 4.2 ms faster or $0.31 per million cheaper to get more than"
+        " its floor of 2.0%"
+    ) in lines
+    assert by_provider["search-mini"] == "search-mini is no candidate: it lacks vectors"
+    assert any("rising from 28.0%, its best is 48.0%: about 3 ticks away" in x for x in lines)
+
+
+def test_why_not_is_answered_for_every_kind_of_provider():
+    assert _explained("search-managed")[-2:-1] == [
+        "search-managed may not serve this route: standby"
+    ]
+    assert "search-far would have to be" in _explained("search-far")[-2]
+    assert "search-east is falling" in _explained("search-east")[-2]
+    with pytest.raises(KeyError, match="known: search-east, search-far"):
+        render_explanation(json.loads(dumps([EXPLANATION])), "nobody")
 
 
 def test_the_terms_that_are_shown_add_up_to_the_total():
-    lines = _printed(render_explanation(json.loads(dumps([EXPLANATION])))).splitlines()
-    (east,) = [line for line in lines if line.startswith("search-east")]
+    (east,) = [line for line in _explained() if line.startswith("search-east  ")]
     numbers = [float(w) for w in east.split() if w.replace(".", "").isdigit()]
     *terms, total, rent, following = numbers
     assert sum(terms) == total

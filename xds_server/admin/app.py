@@ -1,6 +1,7 @@
 """The admin API as a Starlette application over a read-only view of the control plane."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 from prometheus_client.exposition import choose_encoder
@@ -14,7 +15,7 @@ from xds_server.admin.answers import json_response as _json
 from xds_server.admin.answers import problem_response as _problem
 from xds_server.admin.services import ServicesView, service_routes
 from xds_server.admin.what_if import WhatIfView, what_if_routes
-from xds_server.model.decision import Explanation
+from xds_server.model.explanation import Explanation
 from xds_server.model.status import Status
 from xds_server.observability import Metrics
 
@@ -26,7 +27,7 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     "/healthz": "200 while the process is alive",
     "/readyz": "200 when it can serve, else 503 with the reasons",
     "/v1/status": "nodes, routes, providers and bottlenecks",
-    "/v1/explain/{application}/{service}": "why each of its routes has the weights that it has",
+    "/v1/explain": "?application=A&service=S: why each of its routes has the weights that it has",
     "/v1/what-if": "?application=A&service=S&set=CHANGE: what the mesh would do and gain",
     "/v1/replay-decisions": "?profile=P: what another profile would have decided",
     "/v1/services": "services, providers and endpoints, each value with its age and source",
@@ -50,8 +51,8 @@ class View(ServicesView, WhatIfView, Protocol):
         """Return the state of everything, now."""
         ...
 
-    def explain(self, application: str, service: str) -> tuple[Explanation, ...]:
-        """Return one explanation per route, in order.
+    def explain(self, application: str, service: str) -> Callable[[], tuple[Explanation, ...]]:
+        """Return what gives, in any thread, one explanation per route, in order.
 
         Raises KeyError when nothing was decided for that application and service.
         """
@@ -83,13 +84,21 @@ def create_admin(view: View, metrics: Metrics, history: "History | None" = None)
     async def status(_: Request) -> Response:
         return _json(view.status())
 
+    explaining = asyncio.Semaphore(1)  # it takes time from the engine's core: one at once
+
     async def explain(request: Request) -> Response:
-        application = request.path_params["application"]
-        service = request.path_params["service"]
-        try:
-            return _json(view.explain(application, service))
-        except KeyError:
-            return _unknown_route(view.status(), application, service)
+        asked = {**request.query_params, **request.path_params}
+        missing = [name for name in ("application", "service") if not asked.get(name)]
+        if missing:
+            detail = f"no {missing[0]}; add {missing[0]}=NAME"
+            return _problem(400, "Cannot be answered", detail)
+        application, service = asked["application"], asked["service"]
+        async with explaining:
+            try:
+                work = view.explain(application, service)
+            except KeyError:
+                return _unknown_route(view.status(), application, service)
+            return await asyncio.to_thread(lambda: _json(work()))
 
     return Starlette(
         routes=[
@@ -98,6 +107,7 @@ def create_admin(view: View, metrics: Metrics, history: "History | None" = None)
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/v1/status", status),
+            Route("/v1/explain", explain),
             Route("/v1/explain/{application}/{service}", explain),
             *service_routes(view),
             *what_if_routes(view),

@@ -38,8 +38,8 @@ from xds_server.engine.report import (
 from xds_server.engine.runner import Engine, Turn
 from xds_server.errors import ConfigError, Problem
 from xds_server.history.writer import History
-from xds_server.model.decision import Explanation
 from xds_server.model.decision_replay import DecisionReplay
+from xds_server.model.explanation import Explanation
 from xds_server.model.history import Breach
 from xds_server.model.ids import NodeId, ProviderName, ServiceName
 from xds_server.model.services import InstanceView, ServiceView
@@ -364,8 +364,8 @@ class ControlPlane:
         """Return every connected instance, by node id."""
         return show_instances(self.services(), self.registry, self.engine, self.directory())
 
-    def explain(self, application: str, service: str) -> tuple[Explanation, ...]:
-        """Return one explanation per route, in order. Raises KeyError."""
+    def explain(self, application: str, service: str) -> Callable[[], tuple[Explanation, ...]]:
+        """Return what explains, in any thread, each route in order. Raises KeyError."""
         return self.engine.explain(application, service)
 
     def what_if(

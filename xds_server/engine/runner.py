@@ -1,7 +1,7 @@
 """Keeps the loop turning: groups from phases, the problem from groups, a tick from both."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import structlog
@@ -17,7 +17,8 @@ from xds_server.engine.slow import SlowLoop
 from xds_server.engine.state import EngineState, adopt, initial_state
 from xds_server.engine.types import Group, Problem
 from xds_server.errors import XdsServerError
-from xds_server.model.decision import Explanation, Reverted
+from xds_server.model.decision import Reverted
+from xds_server.model.explanation import Explanation
 from xds_server.model.history import Seeds
 from xds_server.model.ids import GroupKey, Locality, NodeId, ProviderName
 from xds_server.model.slow import SlowDecision
@@ -125,8 +126,11 @@ class Engine:
         self._switch()
         return self.last
 
-    def explain(self, application: str, service: str) -> tuple[Explanation, ...]:
-        """Explain every route of that application and service. Raises KeyError if none."""
+    def explain(self, application: str, service: str) -> Callable[[], tuple[Explanation, ...]]:
+        """Return what explains, in any thread, every route of that application and service.
+
+        Raises KeyError if there is none.
+        """
         routes = [
             r
             for r in self._state.problem.routes
@@ -137,7 +141,8 @@ class Engine:
         last = self.last.tick
         if len(last.decision.shares) != len(self._state.problem.excluded_because):
             raise KeyError(f"{application}/{service}")  # reloaded, not yet decided anew
-        return tuple(explain(self._state.problem, last, r) for r in routes)
+        problem, mesh = self._state.problem, self._mesh
+        return lambda: tuple(explain(problem, last, r, mesh) for r in routes)
 
     def _switch(self) -> None:
         """Tell the publisher of features whose state has changed."""

@@ -1,6 +1,6 @@
 """What the engine considered, chose, expected and got; axis 0 (R) is the route."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -136,39 +136,3 @@ class Outcomes:
 
 NO_OUTCOMES = Outcomes(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0), np.empty(0))
 """Nothing could be compared."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderTerm:
-    """One provider in an explanation, ms-equivalent per request."""
-
-    provider: ProviderName
-    share: float
-    baseline_share: float
-    observed_share: float
-    allowed: bool
-    excluded_because: str
-    latency_ms: float
-    queueing_rent_ms: float
-    error_ms: float
-    price_ms: float
-    egress_ms: float
-    geography_ms: float
-    slo_ms: float
-    total_ms: float
-    marginal_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Why a route has the weights that it has."""
-
-    route: RouteKey
-    decided_at_s: float
-    move: Move
-    hold_reason: HoldReason
-    demand_rps: float
-    predicted_latency_ms: float
-    observed_latency_ms: float
-    gain_ms: float
-    terms: tuple[ProviderTerm, ...] = field(default_factory=tuple)
