@@ -106,6 +106,7 @@ def evaluate(
         price_usd=price_usd,
         demand_rps=demand,
         shares_now=state.shares,
+        last_step=state.trials.pair.step,
         allowed=problem.allowed,
         costs=costs,
         slo_s=slo_s,

@@ -22,6 +22,8 @@ SWITCH_RATIO = 0.01
 """What moving all of a route's traffic costs, as a share of its objective."""
 GAIN_Z = 1.28
 """A gain counts by its lower bound, so many standard deviations below what is expected."""
+TURN_RATIO, TURN_SWITCH = 2.0, 3.0
+"""Factors on the doubt and on the cost of a move against the one before."""
 _UNMOVED_RATIO = 1e-6
 
 
@@ -78,13 +80,19 @@ def route_gains(
     # What a provider really costs is known to within its model's error; so is the gain.
     sigma_ms = evaluation.sigma_ratio * price
     doubt = np.sqrt(pairs.sum_by_route((change * sigma_ms[pairs.provider]) ** 2))
+    # What turns back says that the step before was wrong: that takes more to believe.
+    turns_back = pairs.sum_by_route(change * evaluation.last_step) > 0.0
+    doubt = np.where(turns_back, TURN_RATIO * doubt, doubt)
     scale = np.maximum(np.abs(simulated.hold.cost_ms), 1e-9)
     return Gains(
         plan=plan,
         prices=prices,
         change=change,
         gross_ms=pairs.sum_by_route(change * (evaluation.costs.total + price[pairs.provider])),
-        switch_ms=SWITCH_RATIO * scale * limits.moved_ratio(pairs, now, plan.shares),
+        switch_ms=np.where(turns_back, TURN_SWITCH, 1.0)
+        * SWITCH_RATIO
+        * scale
+        * limits.moved_ratio(pairs, now, plan.shares),
         doubt_ms=GAIN_Z * evaluation.calibration * doubt,
     )
 

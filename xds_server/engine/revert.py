@@ -34,6 +34,7 @@ HARM_TICKS: Final = 2
 WELCH_P: Final = 0.01
 SAMPLES_MIN: Final = 10.0
 """Responses without which there is no mean to compare."""
+FAILING_RATIO: Final = 0.05
 EXOGENOUS_RATIO: Final = 0.15
 """Relative change of demand, price or a provider's own service time that explains harm itself."""
 LOADED_RATIO: Final = 0.1
@@ -153,7 +154,17 @@ def _explained(
     used = np.maximum(evaluation.shares_now, pair.shares) > USED_SHARE
     # Who was given more may be slower for it; who was not is slower by itself.
     loaded = gained & (pair.most_rps > (1.0 + LOADED_RATIO) * pair.provider_rps)
-    return demand | pairs.any_by_route(used & (price | (alarmed & ~loaded)))
+    # What providers would have to carry now had nobody moved: others ask for more, or all do.
+    unmoved = pairs.sum_by_provider(evaluation.demand_rps[pairs.route] * pair.shares)
+    crowded = unmoved[pairs.provider] > (1.0 + EXOGENOUS_RATIO) * pair.provider_rps
+    # A queue or failures that a load which was not raised does not account for, and a capacity
+    # that fell, are the provider's own.
+    queued = (evaluation.costs.backlog > 0.0) & ~loaded
+    failing = evaluation.error_ratio[pairs.provider] > pair.error_ratio + FAILING_RATIO
+    fell = pair.log_capacity - models.capacity.mean[pairs.provider]
+    weaker = np.isfinite(fell) & (fell > np.log1p(EXOGENOUS_RATIO))
+    own = price | crowded | queued | failing | weaker | (alarmed & ~loaded)
+    return demand | pairs.any_by_route(used & own)
 
 
 def _gained(problem: Problem, pair: PairTrials) -> Bools:

@@ -60,6 +60,8 @@ class PairTrials:
     most_rps: Floats  # the provider's highest planned load during it
     frozen_until_s: Floats
     step: Floats  # the last that was not 0
+    log_capacity: Floats  # the provider's, then; NaN: unknown
+    error_ratio: Floats  # then
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ def no_trials(routes: int, pairs: int) -> Trials:
             flips=none,
             damped_until_s=never,
         ),
-        PairTrials(nothing, nothing, nothing, nothing, nothing, nothing, never_pair, nothing),
+        PairTrials(*(nothing,) * 6, never_pair, nothing, np.full(pairs, np.nan), nothing),
     )
 
 
@@ -193,6 +195,8 @@ def _pairs_before(
         most_rps=noted(before.most_rps, 0.0),
         shares=noted(before.shares, evaluation.shares_now[rows]),
         log_service=noted(before.log_service, models.service.mean[provider]),
+        log_capacity=noted(before.log_capacity, models.capacity.mean[provider]),
+        error_ratio=noted(before.error_ratio, evaluation.error_ratio[provider]),
         provider_rps=noted(
             before.provider_rps, planned_rps(problem, evaluation, evaluation.shares_now)[provider]
         ),

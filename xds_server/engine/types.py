@@ -125,6 +125,7 @@ class Evaluation:
     price_usd: Floats  # (J,) per request, live
     demand_rps: Floats  # (R,)
     shares_now: Floats  # (P,) commanded
+    last_step: Floats  # (P,) how shares changed when the route last moved
     allowed: Bools  # (P,)
     costs: PairCosts
     slo_s: Floats  # (R,) blended
