@@ -103,6 +103,11 @@ def record(
         moves=(move,) * routes,
         hold_reasons=(reason if move == "hold" else "",) * routes,
         gain_ms=np.full(routes, 1.5),
+        explained=np.arange(routes if move != "hold" else 0),
+        gain_terms={
+            name: np.full(routes if move != "hold" else 0, gain_ms)
+            for name, gain_ms in (("rent", 2.0), ("price", -0.5), ("slo", 0.0))
+        },
         hold_predicted_s=np.full(routes, 0.03),
         hold_usd_per_million=np.full(routes, 1.2),
         weights=np.full(pairs, 5000),

@@ -16,6 +16,7 @@ from xds_server.history import events, writer
 from xds_server.history.batch import Batch, Batcher
 from xds_server.history.files import connect, explained
 from xds_server.history.read import Query, Reader
+from xds_server.history.schema import SCHEMA_VERSION
 from xds_server.history.series import SeriesIds
 from xds_server.history.store import Store
 from xds_server.history.writer import History
@@ -247,6 +248,38 @@ def test_a_decision_is_written_when_it_moves_or_holds_for_another_reason(kept: K
         (4.0, "hold", "deadband"),
         (5.0, "hold", "no demand"),
     ]
+
+
+def test_the_gain_of_a_move_is_kept_by_its_terms(kept: Kept) -> None:
+    of = frame(routes=2)
+    kept.write(record(of, NOON_S), record(of, NOON_S + 1, move="reweight"))
+    found = kept.rows(
+        "SELECT series, term, gain_ms FROM decision_term WHERE epoch(at_utc) = ? ORDER BY 1, 2",
+        NOON_S + 1,
+    )
+    assert [row[1:] for row in found] == [("price", -0.5), ("rent", 2.0)] * 2
+    assert kept.count("decision_term") == len(found)  # none of the hold
+
+
+def test_a_file_of_the_version_before_is_brought_up_to_date_and_read_as_it_is(
+    tmp_path: Path,
+) -> None:
+    kept = Kept(tmp_path)
+    kept.write(record(frame(), NOON_S))
+    kept.store.close()
+    path = kept.store.path
+    with duckdb.connect(str(path)) as con:
+        con.execute("DROP TABLE decision_term")
+        con.execute("UPDATE meta SET version = 1")
+    with connect(path, read_only=True) as con:
+        (only,) = Reader(path, con).decisions(Query("search", 0.0, 2 * NOON_S))[:1]
+        assert only["gain_terms"] == {}
+    again = Kept(tmp_path)
+    again.write(record(frame(), NOON_S + 61, move="reweight"))
+    assert again.rows("SELECT version FROM meta") == [(SCHEMA_VERSION,)]
+    assert again.count("decision_term") > 0
+    assert again.rows("SELECT min(epoch(at_utc)) FROM decision") == [(NOON_S,)]
+    again.store.close()
 
 
 def test_decisions_of_one_tick_are_bounded_and_the_most_traffic_comes_first(kept: Kept) -> None:

@@ -65,6 +65,10 @@ async def test_decisions_and_anomalies_are_listed_oldest_first(process: Process)
     moves = [d["move"] for d in data["decisions"] if d["application"] == "app-0"]
     assert moves == ["hold", "reweight", "hold"]
     assert data["decisions"][-1]["weights"] == {"p0": 5000, "p1": 5000}
+    moved = next(d for d in data["decisions"] if d["move"] == "reweight")
+    assert moved["gain_terms"] == {"rent": 2.0, "price": -0.5}
+    assert sum(moved["gain_terms"].values()) == moved["gain_ms"]
+    assert data["decisions"][-1]["gain_terms"] == {}
     data = (await ask(process, "/v1/history/anomalies", service="search")).json()
     assert [a["state"] for a in data["anomalies"]] == ["breach", "ok"]
 
@@ -139,6 +143,7 @@ def test_without_a_server_the_command_reads_the_file_of_the_mesh(
     assert "requests per second" in drawn.stdout
     assert "A p0   B p1" in drawn.stdout
     assert "reweight" in run(*ever, "--decisions").stdout
+    assert "rent +2.00, price -0.50" in run(*ever, "--decisions").stdout
     assert "call_rate_rps of search" in run(*ever, "--anomalies").stdout
     lines = run(*ever, "--export", "csv").stdout.splitlines()
     assert len(lines) == 1 + 2 * 59  # by the minute: no hour is over

@@ -74,7 +74,7 @@ def render_decisions(data: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield Text(f"decisions about {data['service']} since {_time(data['since_s'])} UTC")
     table = Table(box=None, pad_edge=False)
     for title in ("time", "application", "phase", "locality", "move", "weights", "gain ms",
-                  "forecast ms", "if held", "$/M", "if held"):  # fmt: skip
+                  "mostly", "forecast ms", "if held", "$/M", "if held"):  # fmt: skip
         table.add_column(title)
     for row in data["decisions"]:
         where = "/".join(p for p in (row["region"], row["zone"], row["sub_zone"]) if p) or "-"
@@ -87,12 +87,20 @@ def render_decisions(data: Mapping[str, Any]) -> Iterator[RenderableType]:
             row["move"] + (f": {row['hold_reason']}" if row["hold_reason"] else ""),
             weights,
             _cell(row["gain_ms"], "{:.2f}"),
+            _mostly(row["gain_terms"]),
             _cell(row["predicted_s"], "{:.1f}", 1e3),
             _cell(row["hold_predicted_s"], "{:.1f}", 1e3),
             _cell(row["usd_per_million"], "{:.2f}"),
             _cell(row["hold_usd_per_million"], "{:.2f}"),
         )
     yield table
+
+
+def _mostly(terms: Mapping[str, float]) -> str:
+    """Return the term that a gain is most of, and the one that it costs most."""
+    best, worst = (pick(terms, key=terms.__getitem__, default="") for pick in (max, min))
+    told = [name for name in (best, worst) if name and abs(terms[name]) >= 0.005]
+    return ", ".join(f"{name} {terms[name]:+.2f}" for name in dict.fromkeys(told)) or "-"
 
 
 def render_anomalies(data: Mapping[str, Any]) -> Iterator[RenderableType]:

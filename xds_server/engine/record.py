@@ -4,12 +4,22 @@ import numpy as np
 
 from xds_server.core import latency
 from xds_server.core.calibration import Z_90
-from xds_server.core.tables import Floats
+from xds_server.core.tables import Floats, Ints
+from xds_server.engine.gain import gain_terms, route_gains
 from xds_server.engine.loop import Tick
 from xds_server.engine.types import Problem
-from xds_server.model.decision import MOVES
-from xds_server.model.history import OUTCOME_SUMS, Breach, Frame, SlotTables, TickRecord
+from xds_server.model.decision import MOVES, Move
+from xds_server.model.history import (
+    MOVES_EXPLAINED,
+    OUTCOME_SUMS,
+    Breach,
+    Frame,
+    SlotTables,
+    TickRecord,
+)
 from xds_server.model.topology import Mesh
+
+_HOLD = MOVES.index(Move.HOLD)
 
 
 class Records:
@@ -34,6 +44,7 @@ class Records:
         if self._frame is None or problem is not self._problem:
             self._problem, self._frame = problem, _frame(mesh, problem)
         decision, deployed = tick.decision, tick.deployment
+        explained = _explained(tick)
         return TickRecord(
             at_s=at_s,
             span_s=span_s,
@@ -45,7 +56,9 @@ class Records:
             outcomes=_outcomes(problem, tick),
             moves=tuple(MOVES[m].value for m in decision.move),
             hold_reasons=_reasons(tick),
-            gain_ms=decision.hold.cost_ms - decision.chosen.cost_ms,
+            gain_ms=decision.gain_ms,
+            explained=explained,
+            gain_terms=_gain_terms(problem, tick, explained),
             hold_predicted_s=decision.hold.latency_s,
             hold_usd_per_million=decision.hold.usd_per_million,
             weights=deployed.weights,
@@ -59,6 +72,22 @@ def _reasons(tick: Tick) -> tuple[str, ...]:
     for found in tick.reverted:
         reasons[found.row] = found.because
     return tuple(reasons)
+
+
+def _explained(tick: Tick) -> Ints:
+    """Rows of the routes that moved, those of the most traffic if there are too many."""
+    moved = np.flatnonzero(tick.decision.move != _HOLD)
+    if len(moved) > MOVES_EXPLAINED:
+        most = np.argsort(-tick.evaluation.demand_rps[moved], kind="stable")
+        moved = np.sort(moved[most[:MOVES_EXPLAINED]])
+    return moved
+
+
+def _gain_terms(problem: Problem, tick: Tick, routes: Ints) -> dict[str, Floats]:
+    if not len(routes):
+        return {}
+    gains = route_gains(problem, tick.evaluation, tick.simulated)
+    return gain_terms(problem, tick.evaluation, gains, routes)
 
 
 def _frame(mesh: Mesh, problem: Problem) -> Frame:

@@ -36,7 +36,7 @@ class DecisionLog:
     def rows(
         self, record: TickRecord, ids: Mapping[str, Ints], dropped: Counter[str]
     ) -> Iterator[tuple[str, Columns]]:
-        """Yield rows of ``decision`` and of ``decision_weight``."""
+        """Yield rows of ``decision``, ``decision_weight`` and ``decision_term``."""
         routes, pairs = ids[ROUTE.name], ids[PAIR.name]
         if record.frame is not self._frame:
             self._frame = record.frame
@@ -73,6 +73,8 @@ class DecisionLog:
             },
         )
 
+        yield "decision_term", _term_rows(record, routes, chosen, at_us)
+
     def _news(self, record: TickRecord, routes: Ints) -> Ints:
         found = []
         for r, (series, move, reason) in enumerate(
@@ -85,6 +87,25 @@ class DecisionLog:
                 found.append(r)
             self._reason[series] = reason
         return np.array(found, dtype=np.int64)
+
+
+def _term_rows(record: TickRecord, routes: Ints, chosen: Ints, at_us: int) -> Columns:
+    """Gains of the chosen moves by term, but for terms that are 0."""
+    mine = np.isin(record.explained, chosen)
+    series = [np.empty(0, dtype=np.int64)]
+    names: list[str] = []
+    values = [np.empty(0)]
+    for name, gain_ms in record.gain_terms.items():
+        some = mine & (gain_ms != 0.0)
+        series.append(routes[record.explained[some]])
+        names += [name] * int(some.sum())
+        values.append(gain_ms[some])
+    return {
+        "at_utc": np.full(len(names), at_us, dtype=np.int64),
+        "series": np.concatenate(series),
+        "term": np.array(names, dtype=object),
+        "gain_ms": np.concatenate(values),
+    }
 
 
 class AnomalyLog:

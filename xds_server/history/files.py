@@ -7,7 +7,7 @@ from typing import Any, Final
 import duckdb
 
 from xds_server.errors import HistoryError
-from xds_server.history.schema import SCHEMA_VERSION, statements
+from xds_server.history.schema import SCHEMA_VERSION, statements, upgrades
 
 _LIMITS: Final[dict[str, Any]] = {
     "threads": 1,  # beside an event loop: history is to cost little, not to be fast
@@ -31,7 +31,7 @@ def connect(path: Path, *, read_only: bool = False) -> duckdb.DuckDBPyConnection
     except (duckdb.Error, OSError) as error:
         raise explained(path, error) from error
     try:
-        _check(path, connection)
+        _check(path, connection, read_only=read_only)
     except BaseException:
         connection.close()
         raise
@@ -83,7 +83,8 @@ def _make(path: Path) -> None:
     new.unlink()
 
 
-def _check(path: Path, connection: duckdb.DuckDBPyConnection) -> None:
+def _check(path: Path, connection: duckdb.DuckDBPyConnection, *, read_only: bool) -> None:
+    """Refuse what this program cannot read; bring what is older up to date."""
     try:
         found = connection.execute("SELECT version FROM meta").fetchall()
     except duckdb.CatalogException as error:
@@ -92,10 +93,27 @@ def _check(path: Path, connection: duckdb.DuckDBPyConnection) -> None:
         ) from error
     except duckdb.Error as error:
         raise explained(path, error) from error
-    if found != [(SCHEMA_VERSION,)]:
+    if len(found) == 1 and 1 <= found[0][0] < SCHEMA_VERSION:
+        _upgrade(path, connection, found[0][0], read_only=read_only)
+    elif found != [(SCHEMA_VERSION,)]:
         version = found[0][0] if found else "none"
         raise HistoryError(
             str(path),
             f"its schema is version {version}, this program reads {SCHEMA_VERSION}",
             f"move it away (`mv {path} {path}.old`) and a new one is begun",
         )
+
+
+def _upgrade(
+    path: Path, connection: duckdb.DuckDBPyConnection, version: int, *, read_only: bool
+) -> None:
+    """In one transaction: a file is of one version or of the other."""
+    try:
+        connection.begin()
+        for statement in upgrades(version, temporary=read_only):
+            connection.execute(statement)
+        if not read_only:
+            connection.execute("UPDATE meta SET version = ?", [SCHEMA_VERSION])
+        connection.commit()
+    except duckdb.Error as error:
+        raise explained(path, error) from error

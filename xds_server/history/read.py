@@ -110,7 +110,10 @@ class Reader:
         return answer
 
     def decisions(self, query: Query, limit: int = EVENTS_MAX) -> list[dict[str, Any]]:
-        """Return the newest decisions about a service, oldest first, with their weights."""
+        """Return the newest decisions about a service, oldest first.
+
+        With the weights of each; and of each move, what its gain adds up from (``GAIN_TERMS``).
+        """
         query = replace(query, provider="")  # a decision is about all of them
         self._require_names(query)
         where, values = _where(query, "s")
@@ -123,17 +126,24 @@ class Reader:
         )
         if not found:
             return []
-        weights = self._rows(
-            f"""SELECT d.batch, epoch_us(d.at_utc) / 1e6 AS at_s, {labels}, s.provider, d.weight
-            FROM decision_weight d JOIN series s ON s.id = d.series
-            WHERE {where} AND d.at_utc >= make_timestamp($oldest)""",
-            {**values, "oldest": round(min(row["at_s"] for row in found) * 1e6)},
-        )
-        by_decision: dict[tuple[Any, ...], dict[str, int]] = {}
-        for row in weights:
-            by_decision.setdefault(_decision(row), {})[row["provider"]] = row["weight"]
+        since = {**values, "oldest": round(min(row["at_s"] for row in found) * 1e6)}
+        for table, key, value, listed in (
+            ("decision_weight", "s.provider", "d.weight", "weights"),
+            ("decision_term", "d.term", "d.gain_ms", "gain_terms"),
+        ):
+            parts = self._rows(
+                f"""SELECT d.batch, epoch_us(d.at_utc) / 1e6 AS at_s, {labels},
+                    {key} AS part, {value} AS value
+                FROM {table} d JOIN series s ON s.id = d.series
+                WHERE {where} AND d.at_utc >= make_timestamp($oldest)""",
+                since,
+            )
+            by_decision: dict[tuple[Any, ...], dict[str, Any]] = {}
+            for row in parts:
+                by_decision.setdefault(_decision(row), {})[row["part"]] = row["value"]
+            for row in found:
+                row[listed] = by_decision.get(_decision(row), {})
         for row in found:
-            row["weights"] = by_decision.get(_decision(row), {})
             del row["batch"]
         return found[::-1]
 

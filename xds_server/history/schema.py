@@ -23,8 +23,8 @@ from xds_server.model.history import (
 )
 from xds_server.model.telemetry import LATENCY_BUCKETS_MS
 
-SCHEMA_VERSION: Final = 1
-"""Of the tables. Files of another version are refused, never changed."""
+SCHEMA_VERSION: Final = 2
+"""Of the tables. Older files are brought up to it; those of a later version are refused."""
 
 COARSER: Final = {"1s": "1m", "1m": "1h"}
 INTERVAL: Final = {"1m": "INTERVAL 1 MINUTE", "1h": "INTERVAL 1 HOUR"}
@@ -80,6 +80,8 @@ _EVENTS: Final = {
         "hold_usd_per_million": "DOUBLE",
     },
     "decision_weight": {"series": "UINTEGER", "weight": "UINTEGER"},  # of the pair
+    # Per request, of moves alone; terms that are 0 are left out.
+    "decision_term": {"series": "UINTEGER", "term": "VARCHAR", "gain_ms": "DOUBLE"},  # of the route
     "anomaly": {
         "state": "VARCHAR",  # breach, ok
         "node_id": "VARCHAR",
@@ -126,6 +128,19 @@ def statements() -> Iterator[str]:
             if resolution in COARSER:
                 source = kind.table(resolution)
                 yield f"INSERT INTO rolled VALUES ('{source}', 0, 'epoch'::TIMESTAMP)"
-    for table, types in _EVENTS.items():
-        typed = ", ".join(f"{name} {sql_type}" for name, sql_type in types.items())
-        yield f"CREATE TABLE {table} (at_utc TIMESTAMP NOT NULL, batch UINTEGER NOT NULL, {typed})"
+    for table in _EVENTS:
+        yield _event_table(table)
+
+
+def upgrades(version: int, *, temporary: bool = False) -> Iterator[str]:
+    """Yield what makes a file of an older ``version`` one of this, with nothing lost.
+
+    ``temporary``: for a connection that may not write, for as long as it lasts.
+    """
+    if version < 2:
+        yield _event_table("decision_term", "TEMP TABLE" if temporary else "TABLE")
+
+
+def _event_table(table: str, kind: str = "TABLE") -> str:
+    typed = ", ".join(f"{name} {sql_type}" for name, sql_type in _EVENTS[table].items())
+    return f"CREATE {kind} {table} (at_utc TIMESTAMP NOT NULL, batch UINTEGER NOT NULL, {typed})"

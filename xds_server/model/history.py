@@ -25,6 +25,9 @@ from xds_server.model.telemetry import Floats, Ints
 RESOLUTION_S: Final = {"1s": 1.0, "1m": 60.0, "1h": 3600.0}
 """Resolutions of history, finest first; "1s" is one row per tick, whatever its length."""
 
+MOVES_EXPLAINED: Final = 100
+"""Moves of one tick whose gain is told term by term."""
+
 Float32s = NDArray[np.float32]
 
 SLOT_COLUMNS: Final = (
@@ -129,7 +132,9 @@ class TickRecord:
     outcomes: Floats  # (R, len(OUTCOME_SUMS))
     moves: tuple[str, ...]  # (R,)
     hold_reasons: tuple[str, ...]  # (R,) "" where it moved
-    gain_ms: Floats  # (R,) forecast of holding less that of the plan, per request
+    gain_ms: Floats  # (R,) of the best plan, per request, less what the move costs
+    explained: Ints  # (K,) routes that moved, ascending; at most MOVES_EXPLAINED, of most traffic
+    gain_terms: Mapping[str, Floats]  # (K,) each: what their gains add up from, by GAIN_TERMS
     hold_predicted_s: Floats  # (R,) forecast latency of holding
     hold_usd_per_million: Floats  # (R,) and its cost
     weights: Ints  # (P,) as published, or as they would be
