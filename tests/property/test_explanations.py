@@ -14,7 +14,7 @@ from xds_server.core.tables import Pairs
 from xds_server.engine.explain import explain
 from xds_server.engine.gain import prices_between, route_gains
 from xds_server.engine.why import OneRoute, ahead, one_route, optimum
-from xds_server.model.decision import HoldReason, Move
+from xds_server.model.decision import MOVES, HoldReason, Move
 from xds_server.model.explanation import GAIN_TERMS
 from xds_server.model.template import Profile
 
@@ -221,3 +221,20 @@ def test_without_telemetry_nothing_is_on_its_way() -> None:
     assert (first.move, first.chosen, first.lost_because) == (Move.HOLD, True, "")
     assert not second.chosen
     assert second.lost_because
+
+
+def test_a_way_back_is_told_in_terms_of_its_own() -> None:
+    world = plane(5, 4)
+    last, problem = world.last, world.state.problem
+    assert last is not None
+    back = np.full(1, MOVES.index(Move.LAST_GOOD))
+    goal = limits.limit_shift(
+        problem.pairs, last.evaluation.shares_now, problem.baseline_shares, 0.2
+    )
+    decision = replace(last.decision, move=back, shares=goal)
+    told = explain(problem, replace(last, decision=decision), problem.routes[0], world.mesh)
+    assert told.move is Move.LAST_GOOD
+    assert sum(told.gain_terms.values()) == pytest.approx(told.gain_ms)
+    first, *others = told.options
+    assert (first.move, first.chosen, first.gain_ms) == (Move.LAST_GOOD, True, told.gain_ms)
+    assert all("harm was observed" in option.lost_because for option in others)

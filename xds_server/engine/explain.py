@@ -9,7 +9,7 @@ import numpy as np
 from xds_server.core import latency, limits
 from xds_server.core.objective import PairCosts
 from xds_server.core.tables import Floats, Ints
-from xds_server.engine.gain import gain_terms, route_gains
+from xds_server.engine.gain import decided_gains, gain_terms, route_gains
 from xds_server.engine.loop import Tick
 from xds_server.engine.types import Problem
 from xds_server.engine.why import OneRoute, Optimum, ahead, one_route, optimum
@@ -35,7 +35,7 @@ def explain(problem: Problem, last: Tick, route: RouteKey, mesh: Mesh) -> Explan
     except ValueError:
         raise KeyError(route) from None
     evaluation, decision = last.evaluation, last.decision
-    gains = route_gains(problem, evaluation, last.simulated)
+    gains = decided_gains(problem, evaluation, last.simulated, decision)
     terms = gain_terms(problem, evaluation, gains, np.array([r]))
     found = _terms(problem, last, r, mesh.engine)
     open_to = [t for t in found if t.allowed]
@@ -50,7 +50,7 @@ def explain(problem: Problem, last: Tick, route: RouteKey, mesh: Mesh) -> Explan
         gain_ms=float(gains.net_ms[r]),
         doubt_ms=float(gains.doubt_ms[r]),
         gain_terms={name: float(value[0]) for name, value in terms.items()},
-        options=_options(problem, last, r),
+        options=_options(problem, last, r, float(gains.net_ms[r])),
         next_provider=min(open_to, key=lambda t: t.marginal_ms).provider if open_to else None,
         terms=found,
         no_candidates=_no_candidates(mesh, problem, route),
@@ -60,25 +60,30 @@ def explain(problem: Problem, last: Tick, route: RouteKey, mesh: Mesh) -> Explan
 def _no_candidates(mesh: Mesh, problem: Problem, route: RouteKey) -> dict[ProviderName, str]:
     """Name the service's providers that are no candidates of the route, and what they lack."""
     template: Template = mesh.templates[problem.groups[route.group].template]
-    (call,) = [c for c in template.calls if c.service == route.service]
+    call = next(c for c in template.calls if c.service == route.service)
     lacks = {p.name: call.requires - p.capabilities for p in mesh.services[route.service].providers}
     return {name: f"lacks {', '.join(sorted(what))}" for name, what in lacks.items() if what}
 
 
-def _options(problem: Problem, last: Tick, r: int) -> tuple[Option, ...]:
-    """Return what the gate had before it, the chosen plan first."""
+def _options(problem: Problem, last: Tick, r: int, gain_ms: float) -> tuple[Option, ...]:
+    """Return what the gate had before it, the chosen plan first; a way back was none of these."""
     evaluation, decision, totals = last.evaluation, last.decision, last.simulated.total_ms
     proposed = last.simulated.candidates.proposed
     best = int(totals.argmin())
-    held = decision.move[r] == MOVES.index(Move.HOLD)
-    chosen = 0 if held else best
+    move, before = MOVES[decision.move[r]], evaluation.shares_now
+    chosen = {Move.HOLD: 0, Move.LAST_GOOD: -1}.get(move, best)
     options = []
+    if move is Move.LAST_GOOD:
+        back = float(limits.moved_ratio(problem.pairs, before, decision.shares)[r])
+        options.append(Option(move, back, gain_ms, math.nan, chosen=True, lost_because=""))
     for i, candidate in enumerate(proposed):
         gains = route_gains(problem, evaluation, last.simulated, candidate)
         lost = f"the mesh would cost {totals[i] - totals[best]:.3g} ms/s more"
-        if i == best and held:
+        if move is Move.LAST_GOOD:
+            lost = "harm was observed, which no forecast knows of"
+        elif i == best and i != chosen:
             lost = str(HOLD_REASONS[decision.reason[r]])
-        moved = limits.moved_ratio(problem.pairs, evaluation.shares_now, candidate.shares)
+        moved = limits.moved_ratio(problem.pairs, before, candidate.shares)
         options.append(
             Option(
                 move=candidate.move,

@@ -7,7 +7,7 @@ what the plan gains in all. Since x T = x (s + W), that price is s, plus the mea
 mean load times the rise of the wait: idle time, queueing, and what a request costs the others.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from xds_server.core.latency import Stations
 from xds_server.core.objective import PairCosts
 from xds_server.core.tables import Floats, Ints
 from xds_server.engine.types import Evaluation, Problem, Simulated
-from xds_server.model.decision import Candidate
+from xds_server.model.decision import MOVES, Candidate, Decision, Move
 
 SWITCH_RATIO = 0.01
 """What moving all of a route's traffic costs, as a share of its objective."""
@@ -94,6 +94,30 @@ def route_gains(
         * scale
         * limits.moved_ratio(pairs, now, plan.shares),
         doubt_ms=GAIN_Z * evaluation.calibration * doubt,
+    )
+
+
+def decided_gains(
+    problem: Problem, evaluation: Evaluation, simulated: Simulated, decision: Decision
+) -> Gains:
+    """Price what was decided: as the gate did, and at its prices the ways back of reverted routes.
+
+    A way back is taken for what was observed, against the models: its gain may be negative.
+    """
+    gains = route_gains(problem, evaluation, simulated)
+    back = decision.move == MOVES.index(Move.LAST_GOOD)
+    if not back.any():
+        return gains
+    pairs, now = problem.pairs, evaluation.shares_now
+    change = np.where(back[pairs.route], now - decision.shares, gains.change)
+    price = evaluation.costs.total + gains.prices.total_ms[pairs.provider]
+    scale = np.maximum(np.abs(simulated.hold.cost_ms), 1e-9)
+    switch = SWITCH_RATIO * scale * limits.moved_ratio(pairs, now, now - change)
+    return replace(
+        gains,
+        change=change,
+        gross_ms=np.where(back, pairs.sum_by_route(change * price), gains.gross_ms),
+        switch_ms=np.where(back, switch, gains.switch_ms),
     )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from xds_server.core import latency
 from xds_server.core.calibration import Z_90
 from xds_server.core.tables import Floats, Ints
-from xds_server.engine.gain import gain_terms, route_gains
+from xds_server.engine.gain import Gains, decided_gains, gain_terms
 from xds_server.engine.loop import Tick
 from xds_server.engine.types import Problem
 from xds_server.model.decision import MOVES, Move
@@ -45,6 +45,7 @@ class Records:
             self._problem, self._frame = problem, _frame(mesh, problem)
         decision, deployed = tick.decision, tick.deployment
         explained = _explained(tick)
+        gains = _gains(problem, tick) if len(explained) else None
         return TickRecord(
             at_s=at_s,
             span_s=span_s,
@@ -56,9 +57,11 @@ class Records:
             outcomes=_outcomes(problem, tick),
             moves=tuple(MOVES[m].value for m in decision.move),
             hold_reasons=_reasons(tick),
-            gain_ms=decision.gain_ms,
+            gain_ms=decision.gain_ms if gains is None else gains.net_ms,
             explained=explained,
-            gain_terms=_gain_terms(problem, tick, explained),
+            gain_terms={}
+            if gains is None
+            else gain_terms(problem, tick.evaluation, gains, explained),
             hold_predicted_s=decision.hold.latency_s,
             hold_usd_per_million=decision.hold.usd_per_million,
             weights=deployed.weights,
@@ -83,11 +86,8 @@ def _explained(tick: Tick) -> Ints:
     return moved
 
 
-def _gain_terms(problem: Problem, tick: Tick, routes: Ints) -> dict[str, Floats]:
-    if not len(routes):
-        return {}
-    gains = route_gains(problem, tick.evaluation, tick.simulated)
-    return gain_terms(problem, tick.evaluation, gains, routes)
+def _gains(problem: Problem, tick: Tick) -> Gains:
+    return decided_gains(problem, tick.evaluation, tick.simulated, tick.decision)
 
 
 def _frame(mesh: Mesh, problem: Problem) -> Frame:

@@ -80,7 +80,7 @@ class Option:
     move: Move
     moved_ratio: float  # of the route's traffic
     gain_ms: float  # of this route, per request, less what the move costs
-    mesh_gain_ms_per_s: float  # of all routes together
+    mesh_gain_ms_per_s: float  # of all routes together; NaN: of a way back
     chosen: bool
     lost_because: str  # "" where it is chosen
 
@@ -91,7 +91,7 @@ class Explanation:
 
     ``gain_terms``, by ``GAIN_TERMS``, add up to ``gain_ms``: what the best plan gains against the
     shares held, per request, also where it was not followed. It is followed where that exceeds
-    ``doubt_ms``.
+    ``doubt_ms``. Of a way back (``last_good``) they are what the models, overruled, say of it.
     """
 
     route: RouteKey
