@@ -343,6 +343,10 @@ class Metrics:
         self.flag_switches_total = d.counter(
             "flag_switches_total", "Features that the engine switched off, or on again.", ["action"]
         )
+        self.fragile_ratio = d.gauge(
+            "fragile_ratio",
+            "Part of the routes whose SLO would not survive the loss of their largest provider.",
+        )
         self.gain_ms = d.gauge(
             "gain_ms", "Predicted gain of the last tick, demand-weighted ms-equivalent per second."
         )

@@ -117,6 +117,7 @@ TEMPLATES = [
     ("SEARCH", "timeout_s: 0", "calls.search.timeout_s", "above 0"),
     ("STEADY", "when: 'true'", "steady.when", "last profile"),
     ("STEADY", "weights: {performance: 0, cost: 0}", "steady.weights", "both 0"),
+    ("STEADY", "survive_loss: true", "steady.survive_loss", "no objective"),
     ("STEADY", "weights: {cost: 1.5}", "weights.cost", "at most 1"),
     ("STEADY", "geography: {require: [mars]}", "geography.require.0", "mars"),
     ("STEADY", "geography: {prefer: [mars]}", "geography.prefer.0", "mars"),

@@ -99,6 +99,9 @@ def _check_profiles(
             for message, remedy in faults(profile.when, flags):
                 findings.add((*here, "when"), message, remedy)
         _check_weights((*here, "weights"), profile, findings)
+        if profile.survive_loss and profile.latency_p95_s is None:
+            message, remedy = "there is no objective that could survive", "add latency_p95_s"
+            findings.add((*here, "survive_loss"), message, remedy)
         _check_regions((*here, "geography"), profile, mesh, findings)
 
 

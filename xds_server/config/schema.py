@@ -148,6 +148,7 @@ class ProfileSection(Section):
     cost_usd_per_h: NotNegative | None = Field(default=None, examples=[0.5])
     geography: GeographySection = GeographySection()
     weights: WeightsSection = WeightsSection()
+    survive_loss: bool = False
 
 
 class PhasesSection(Section):

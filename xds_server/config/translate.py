@@ -201,6 +201,7 @@ def _profile(name: str, section: ProfileSection) -> Profile:
         geography=Geography(section.geography.require, section.geography.prefer),
         performance_weight=performance / total,
         cost_weight=(cost or 0.0) / total,
+        survive_loss=section.survive_loss,
     )
 
 

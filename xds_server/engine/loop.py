@@ -6,6 +6,7 @@ from xds_server.engine.bottlenecks import find_bottlenecks
 from xds_server.engine.deploy import Actuator, Deployment, deploy
 from xds_server.engine.evaluate import evaluate
 from xds_server.engine.generate import generate
+from xds_server.engine.guard import survive
 from xds_server.engine.learn import Lesson, learn
 from xds_server.engine.revert import review
 from xds_server.engine.select import select
@@ -50,6 +51,9 @@ def tick(
     candidates = generate(problem, evaluation, state.wanted, frozen, settings)
     simulated = simulate(problem, evaluation, candidates)
     decision = select(problem, evaluation, simulated, mode)
+    decision = survive(
+        problem, evaluation, decision, state.fragile, turn=round(now_s / settings.tick_s)
+    )
     decision, trials, reverted = review(
         problem,
         evaluation,
@@ -77,6 +81,7 @@ def tick(
         state.last_good,
         settled_s=window.window_s + settings.tick_s,
     )
+    state.fragile = decision.fragile
     state.trials = follow(problem, evaluation, models, deployment, trials, tick_s=settings.tick_s)
     state.remember(deployment, decision.wanted, lesson.models, lesson.last_good)
     return Tick(evaluation, bottlenecks, simulated, decision, deployment, lesson, reverted)

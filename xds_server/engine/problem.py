@@ -112,6 +112,9 @@ def build_problem(
         servers=np.maximum(counts, 1.0) * concurrency,
         service_prior_s=np.where(known, concurrency / rate, np.nan),
         capacity_prior_rps=np.maximum(counts, 1.0) * rate,
+        survive_loss=np.array(
+            [row.template.profile(row.key.group.phase).survive_loss for row in rows], dtype=bool
+        ),
         members=np.array([float(len(row.group.nodes)) for row in rows]),
         applications=tuple(row.key.group.application for row in rows),
     )

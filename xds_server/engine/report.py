@@ -79,6 +79,7 @@ def _route(problem: Problem, turn: Turn, r: int) -> RouteStatus:
         usd_per_million=float(decision.chosen.usd_per_million[r]),
         move=MOVES[decision.move[r]].value,
         hold_reason=HOLD_REASONS[decision.reason[r]].value,
+        fragile=bool(decision.fragile[r]),
         providers=tuple(
             _share(problem, turn, int(p)) for p in np.flatnonzero(problem.pairs.route == r)
         ),
@@ -120,6 +121,7 @@ def record_turn(metrics: Metrics, problem: Problem, turn: Turn) -> None:
             metrics.holds_total.labels(reason.value).inc()
     for move in decision.move:
         metrics.decisions_total.labels(MOVES[move].value).inc()
+    metrics.fragile_ratio.set(float(decision.fragile.sum()) / max(len(decision.fragile), 1))
     metrics.reverts_total.inc(len(turn.tick.reverted))
     counted = {
         SlowKind.SUBSTITUTE: metrics.substitutions_total,

@@ -54,6 +54,7 @@ def select(
         doubt_ms=gains.doubt_ms,
         gap_ratio=simulated.candidates.gap_ratio,
         iterations=simulated.candidates.iterations,
+        fragile=np.zeros(pairs.routes, dtype=bool),
     )
 
 

@@ -13,7 +13,7 @@ from xds_server.core import limits
 from xds_server.core.distance import Distances, no_distances
 from xds_server.core.estimate import ErrorCounts, LogFilter
 from xds_server.core.power import PowerFits
-from xds_server.core.tables import Floats, Ints
+from xds_server.core.tables import Bools, Floats, Ints
 from xds_server.engine.deploy import NOTHING, Deployment
 from xds_server.engine.models import Models, initial_models
 from xds_server.engine.observe import RowMap
@@ -41,6 +41,7 @@ class EngineState:
     last_good: Floats  # (P,) shares whose outcome was as forecast and within the SLO
     weights: Ints  # (P,) last published; all 0 before the first
     trials: Trials
+    fragile: Bools  # (R,) would not survive the loss of a provider, when last looked at
     overlay: Overlay = NOTHING  # last published
     rows: RowMap | None = None  # of the newest window
     pending: deque[Deployment] = field(default_factory=lambda: deque(maxlen=FORECASTS_KEPT))
@@ -76,6 +77,7 @@ def initial_state(problem: Problem) -> EngineState:
         shares,
         np.zeros(len(shares), dtype=np.int64),
         no_trials(problem.pairs.routes, len(shares)),
+        np.zeros(problem.pairs.routes, dtype=bool),
     )
 
 
@@ -143,12 +145,13 @@ def adopt(old: EngineState, problem: Problem) -> EngineState:
         (pair_from < 0)
         | (problem.allowed != _take(old.problem.allowed, pair_from, problem.allowed))
     )
+    fragile = _take(old.fragile, route_from, new.fragile)
     route_trials = _carry(old.trials.route, route_from, new.trials.route)
     trials = Trials(
         replace(route_trials, opened_s=np.where(other, np.nan, route_trials.opened_s)),
         _carry(old.trials.pair, pair_from, new.trials.pair),
     )
-    return EngineState(problem, shares, wanted, models, good, weights, trials)
+    return EngineState(problem, shares, wanted, models, good, weights, trials, fragile)
 
 
 def _carry(old: _Rows, rows: Ints, blank: _Rows) -> _Rows:

@@ -83,6 +83,7 @@ class Problem:
     service_prior_s: Floats  # (J,) NaN: unknown
     capacity_prior_rps: Floats  # (J,) NaN: unknown
     members: Floats  # (R,) instances of the route's group
+    survive_loss: Bools  # (R,) whether its SLO has to survive the loss of a provider
     applications: tuple[ApplicationName, ...]  # (R,)
 
 

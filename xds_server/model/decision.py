@@ -31,6 +31,7 @@ class HoldReason(StrEnum):
     GAIN_BELOW_COST = "gain below switching cost"
     DEADBAND = "change below deadband"
     OBSERVING = "mode observe measures only"
+    FRAGILE = "would not survive the loss of its largest provider"
     FROZEN = "what gained was reverted, and is frozen"
 
 
@@ -79,6 +80,7 @@ class Decision:
     doubt_ms: Floats  # (R,) what that has to exceed
     gap_ratio: float  # the solver's duality gap, relative
     iterations: int
+    fragile: Bools  # (R,) its SLO would not survive the loss of its largest provider
 
     @property
     def hold_reason(self) -> tuple[HoldReason, ...]:

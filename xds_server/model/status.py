@@ -85,6 +85,7 @@ class RouteStatus:
     move: str
     hold_reason: str
     providers: tuple[ShareStatus, ...]
+    fragile: bool = False  # its SLO would not survive the loss of its largest provider
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class Profile:
     geography: Geography = Geography()
     performance_weight: float = 0.5
     cost_weight: float = 0.5
+    survive_loss: bool = False
 
 
 @dataclass(frozen=True, slots=True)
