@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from xds_server.model.ids import NodeId, ProviderName
 from xds_server.model.telemetry import Floats
+from xds_server.telemetry.turns import Caller, Turns
 from xds_server.telemetry.values import ABSURD, MOST_PER_S, RAW
 
 NODES_KEPT: Final = 10_000
@@ -32,6 +33,7 @@ SEEN_MAX: Final = 64
 """Messages of one flush that are told apart; more are not looked at for being repeated."""
 DUPLICATE: Final = "duplicate"
 LATE: Final = "out of order"
+TWICE: Final = "node twice"
 ABSURD_RATE: Final = "absurd rate"
 GAP, RESET, CLOCK = "gap", "reset", "clock"
 
@@ -51,6 +53,7 @@ class Base:
     doubts: int = 0
     absurd: int = 0  # increments of the last message that are not believed
     events: list[str] = field(default_factory=list)  # in the last message
+    starting: bool = False  # in the flush that began it, which may come in several messages
 
     def admit(self, sent_ms: int, first: bytes) -> str:
         """Return why a message is not to be counted, "" if it is.
@@ -61,6 +64,7 @@ class Base:
         """
         self.events = []
         if not sent_ms:
+            self.starting = False
             return ""
         step_ms = sent_ms - self.sent_ms
         if step_ms == 0:
@@ -71,6 +75,7 @@ class Base:
             return ""
         if -CLOCK_STEP_MS <= step_ms < 0:
             return LATE
+        self.starting = self.starting and not self.sent_ms
         if step_ms < 0:
             self.events.append(CLOCK)
         elif self.step_ms and step_ms > GAP_STEPS * self.step_ms:
@@ -86,12 +91,15 @@ class Base:
 
         ``current`` is (provider, counter). NaN is a counter that the message does not have:
         it keeps its value. One that was unknown counts from 0: it appears with what it counts
-        first. When Envoy restarted, the time that it was away is not covered. Increments that
-        no Envoy can count in that time are 0, and the values before stay, until they come
-        ``DOUBTS_MAX`` times.
+        first; but in the flush that began the base everything is base. When Envoy restarted,
+        the time that it was away is not covered. Increments that no Envoy can count in that
+        time are 0, and the values before stay, until they come ``DOUBTS_MAX`` times.
         """
         before = self.values if names is self.names else self._realign(names, current.shape[1])
         now = np.where(np.isnan(current), before, current)
+        if self.starting:
+            self.names, self.values = names, now
+            return np.zeros_like(now), max(now_s - self.at_s, 1e-6)
         restarted = now < before
         again = bool(restarted.any())
         elapsed_s = max(now_s - self.at_s, 1e-6)
@@ -132,6 +140,23 @@ class Bases:
 
     def __init__(self) -> None:
         self._bases: OrderedDict[NodeId, Base] = OrderedDict()
+        self._turns = Turns()
+
+    def turn(self, node_id: NodeId, caller: Caller, agreed_s: float, now_s: float) -> bool:
+        """Whether what a caller says is counted: of two Envoys with one id, one is.
+
+        When the turn passes to the other, its next message is the base.
+        """
+        base = self._bases.get(node_id)
+        interval_s = base.interval_s if base is not None and base.interval_s < math.inf else 0.0
+        its, anew = self._turns.take(node_id, caller, interval_s, agreed_s, now_s)
+        if anew:
+            self._bases.pop(node_id, None)
+        return its
+
+    def leave(self, node_id: NodeId, caller: Caller) -> None:
+        """Give the turn up, since the stream ended."""
+        self._turns.leave(node_id, caller)
 
     def get(self, node_id: NodeId) -> Base | None:
         """Return a node's base, None if it was never heard."""
@@ -144,13 +169,21 @@ class Bases:
         self, node_id: NodeId, names: tuple[ProviderName, ...], current: Floats, now_s: float
     ) -> Base:
         """Remember the first values of a node: what was before them is not ours."""
-        base = self._bases[node_id] = Base(now_s, names, np.nan_to_num(current))
-        while len(self._bases) > NODES_KEPT:
-            self._bases.popitem(last=False)
+        base = Base(now_s, names, np.nan_to_num(current), starting=True)
+        self.put(node_id, base)
         return base
 
+    def put(self, node_id: NodeId, base: Base) -> None:
+        """Count on from a base."""
+        self._bases[node_id] = base
+        while len(self._bases) > NODES_KEPT:
+            self._bases.popitem(last=False)
+
     def saved(self, now_s: float, heard_within_s: float) -> list[dict[str, Any]]:
-        """Return what another process needs to count on, in plain types; ages are in s."""
+        """Return what another process needs to count on, in plain types; ages are in s.
+
+        Of a node that is there twice nothing: who of the two is first there is not known.
+        """
         return [
             {
                 "node_id": node_id,
@@ -161,7 +194,7 @@ class Bases:
                 "values": base.values.tolist(),
             }
             for node_id, base in self._bases.items()
-            if now_s - base.at_s <= heard_within_s
+            if now_s - base.at_s <= heard_within_s and not self._turns.twice(node_id, now_s)
         ]
 
     def restore(self, saved: list[dict[str, Any]], now_s: float) -> None:

@@ -44,6 +44,7 @@ class MetricsDecoder:
         self._shared = shared if shared is not None else Layouts()
         self._layouts: OrderedDict[bytes, Layout] = OrderedDict()
         self._misses = self._resting = 0
+        self._held: Base | None = None
         self.samples = 0
         self.refused: Counter[str] = Counter()
         self.events: list[str] = []
@@ -56,14 +57,42 @@ class MetricsDecoder:
             self._layouts.clear()
             self._misses = self._resting = 0
 
+    def hold(self, body: bytes, node_id: NodeId, now_s: float) -> None:
+        """Remember where the counters are that may be counted only later.
+
+        If the node is unknown then, counting starts from here. Only the stream's first flush is
+        read. Raises RemoteProtocolError when it is no message.
+        """
+        held = self._held
+        if held is None and self._bases.get(node_id) is not None:
+            return
+        at = _after_identifier(body) if body[:1] == _IDENTIFIER else 0
+        sent_ms, first = _sent(body, at)
+        if held is None:
+            values = self._read(body, at)
+            held = self._held = Bases().start(node_id, values.names, values.raw, now_s)
+            held.admit(sent_ms, first)
+        elif sent_ms and sent_ms == held.sent_ms and not held.admit(sent_ms, first):
+            values = self._read(body, at)
+            held.advance(values.names, values.raw, now_s)
+
+    def release(self) -> None:
+        """Forget what was held."""
+        self._held = None
+
     def decode(self, body: bytes, node_id: NodeId, now_s: float) -> SampleBatch | None:
         """Return the increments since the node's message before; None for its first.
 
-        None also for one that is not counted: repeated, or older than the one before. Raises
-        RemoteProtocolError when ``body`` is no message.
+        None also for one that is not counted: repeated, or older than the one before. What was
+        held is the base of a node without one. Raises RemoteProtocolError when ``body`` is no
+        message.
         """
         self.samples, self.refused, self.events, self.hosts = 0, Counter(), [], {}
         base = self._bases.get(node_id)
+        if base is None and self._held is not None:
+            base = self._held
+            self._bases.put(node_id, base)
+        self._held = None
         at = _after_identifier(body) if body[:1] == _IDENTIFIER else 0
         sent_ms, first = _sent(body, at)
         if base is not None and (why := base.admit(sent_ms, first)):
@@ -75,7 +104,9 @@ class MetricsDecoder:
             base = self._bases.start(node_id, values.names, values.raw, now_s)
             base.admit(sent_ms, first)
             return None
-        return self._counted(base, values, node_id, now_s)
+        starting = base.starting
+        batch = self._counted(base, values, node_id, now_s)
+        return None if starting else batch
 
     def _counted(self, base: Base, values: Values, node_id: NodeId, now_s: float) -> SampleBatch:
         raw, covered_s = base.advance(values.names, values.raw, now_s)

@@ -80,7 +80,9 @@ class OtlpDecoder:
             self.refused[why] += 1
             self.hosts = {}
             return None
-        return self._counted(base, values, node_id, now_s)
+        starting = base.starting
+        batch = self._counted(base, values, node_id, now_s)
+        return None if starting else batch
 
     def _start(self, node_id: NodeId, values: OtlpValues) -> _Times:
         """Remember the first histograms of a node: what was before them is not ours."""

@@ -1,5 +1,6 @@
 """Where sidecars' statistics arrive: Envoy's metrics service."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
@@ -10,9 +11,10 @@ from xds_server.errors import RemoteProtocolError
 from xds_server.model.ids import NodeId, ProviderName
 from xds_server.model.telemetry import LoadReport, SampleBatch
 from xds_server.ports import Clock
-from xds_server.telemetry.counters import Bases
+from xds_server.telemetry.counters import TWICE, Bases
 from xds_server.telemetry.layout import Layouts
 from xds_server.telemetry.metrics import MESSAGE_MAX_BYTES, MetricsDecoder, parse_metrics
+from xds_server.telemetry.turns import Caller
 from xds_server.wire.bounds import OVERSIZED, RATE, OversizedError, Pace
 from xds_server.wire.node import parse_node
 from xds_server.wire.speaker import WAITING, Speaker, SpeakerRefusedError, Speakers, refuse
@@ -81,6 +83,7 @@ class MetricsService:
         self._sink, self._tally, self._clock = sink, tally, clock
         self._speakers, self._interval_s = speakers, interval_s
         self.bases, self._layouts = Bases(), Layouts()
+        self._ids = itertools.count(1)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return what a grpc server registers."""
@@ -102,19 +105,27 @@ class MetricsService:
 
     async def _receive(self, messages: Any, context: Context) -> None:
         pace = Pace(self._interval_s(), MESSAGE_MAX_BYTES)
+        caller = Caller(context.peer(), next(self._ids))
         node_id, speaker = "", None
         decoder = MetricsDecoder(self.bases, self._sink.providers, self._layouts)
-        async for body in messages:
-            if not pace.take(len(body), self._clock.now_s()):
-                self._too_fast(node_id, pace)
-                await self._clock.sleep_s(pace.gap_s)
-                continue
-            if speaker is None:
-                node_id, speaker = self._first(body, context)
-            if speaker.may():
-                self._take(decoder, body, node_id)
-            else:  # its counters are not lost: a later message has them
-                self._tally.telemetry_refused(SOURCE, WAITING)
+        try:
+            async for body in messages:
+                if not pace.take(len(body), self._clock.now_s()):
+                    self._too_fast(node_id, pace)
+                    await self._clock.sleep_s(pace.gap_s)
+                    continue
+                if speaker is None:
+                    node_id, speaker = self._first(body, context)
+                if not speaker.may():  # its counters are not lost: a later message has them
+                    self._tally.telemetry_refused(SOURCE, WAITING)
+                    decoder.hold(body, node_id, self._clock.now_s())
+                elif self.bases.turn(node_id, caller, self._interval_s(), self._clock.now_s()):
+                    self._take(decoder, body, node_id)
+                else:
+                    self._tally.telemetry_refused(SOURCE, TWICE)
+                    decoder.release()
+        finally:
+            self.bases.leave(node_id, caller)
 
     def _first(self, body: bytes, context: Context) -> tuple[NodeId, Speaker]:
         node_id = parse_node(parse_metrics(body).identifier.node).node_id

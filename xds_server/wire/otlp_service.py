@@ -11,9 +11,16 @@ from xds_server.errors import RemoteProtocolError
 from xds_server.generated import xds_server_otlp_pb2 as pb
 from xds_server.model.ids import NodeId
 from xds_server.ports import Clock
-from xds_server.telemetry.counters import Bases
+from xds_server.telemetry.counters import TWICE, Bases
 from xds_server.telemetry.otlp import OtlpDecoder
-from xds_server.telemetry.otlp_values import MESSAGE_MAX_BYTES, node_of, parse_otlp, read_otlp
+from xds_server.telemetry.otlp_values import (
+    MESSAGE_MAX_BYTES,
+    OtlpValues,
+    node_of,
+    parse_otlp,
+    read_otlp,
+)
+from xds_server.telemetry.turns import Caller
 from xds_server.wire.bounds import OVERSIZED, RATE, OversizedError, Pace
 from xds_server.wire.metrics_service import Sink, Tally
 from xds_server.wire.speaker import WAITING, SpeakerRefusedError, Speakers, refuse
@@ -47,7 +54,8 @@ class OtlpService:
     ) -> None:
         self._sink, self._tally, self._clock = sink, tally, clock
         self._speakers, self._interval_s = speakers, interval_s
-        self._decoder = OtlpDecoder(bases)
+        self._bases = Bases() if bases is None else bases
+        self._decoder = OtlpDecoder(self._bases)
         self._paces: OrderedDict[str, Pace] = OrderedDict()
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -87,11 +95,15 @@ class OtlpService:
             # With cumulative totals, as bootstraps have it, a later export has what this one says.
             self._tally.telemetry_refused(SOURCE, WAITING)
             return b""
-        return self._take(message, body, node_id)
-
-    def _take(self, message: pb.ExportMetricsServiceRequest, body: bytes, node_id: NodeId) -> bytes:
-        now_s = self._clock.now_s()
         values = read_otlp(message, self._sink.providers)  # a reload may change them
+        caller = Caller(context.peer(), start_ms=values.start_ms)
+        if not self._bases.turn(node_id, caller, self._interval_s(), self._clock.now_s()):
+            self._tally.telemetry_refused(SOURCE, TWICE)
+            return b""
+        return self._take(values, body, node_id)
+
+    def _take(self, values: OtlpValues, body: bytes, node_id: NodeId) -> bytes:
+        now_s = self._clock.now_s()
         batch = self._decoder.decode(body, values, node_id, now_s)
         self._tally.telemetry(SOURCE, messages=1, samples=values.samples)
         for reason, count in self._decoder.refused.items():
