@@ -16,6 +16,7 @@ from xds_server.admin.encode import dumps, to_json
 from xds_server.admin.render import render_status
 from xds_server.admin.render_explain import render_explanation
 from xds_server.errors import AdapterError
+from xds_server.model.decision import Move
 from xds_server.model.explanation import Explanation
 from xds_server.model.status import Status
 from xds_server.model.topology import Address
@@ -174,6 +175,17 @@ def test_status_shows_what_was_acked_refused_and_left_unanswered():
     assert "newest change refused: mesh.yaml:3: mode: unknown" in lines
 
 
+def test_status_shows_what_slow_ticks_did_and_would_do():
+    lines = _printed(render_status(json.loads(dumps(STATUS)))).splitlines()
+    inside, scaled = (
+        next(line for line in lines if line.startswith(kind)) for kind in ("substitute", "scale ")
+    )
+    assert "in for 1m15s" in inside
+    assert "leave, if it stays so" in inside
+    assert "recommended: 3" in scaled
+    assert scaled.rstrip().endswith("3 instead of 2 gain 1 $/h")
+
+
 def test_status_shows_what_was_asked_beside_what_is_observed():
     text = _printed(render_status(json.loads(dumps(STATUS))))
     east, managed = (
@@ -217,6 +229,17 @@ def test_an_explanation_tells_gain_runner_up_and_what_each_provider_lacks():
     ) in lines
     assert by_provider["search-mini"] == "search-mini is no candidate: it lacks vectors"
     assert any("rising from 28.0%, its best is 48.0%: about 3 ticks away" in x for x in lines)
+
+
+def test_a_route_that_moves_with_the_others_says_so():
+    moved = replace(EXPLANATION, gain_ms=0.5)
+    assert "all routes together gain enough" in _printed(
+        render_explanation(json.loads(dumps([moved])))
+    )
+    none = replace(EXPLANATION, gain_ms=0.0, move=Move.HOLD)
+    assert "no plan is better than to hold" in _printed(
+        render_explanation(json.loads(dumps([none])))
+    )
 
 
 def test_why_not_is_answered_for_every_kind_of_provider():

@@ -70,6 +70,8 @@ def _why(explanation: Row) -> Text:
         if explanation["gain_ms"]
         else "no plan is better than to hold",
     )
+    if explanation["move"] == "reweight" and explanation["gain_ms"] <= explanation["doubt_ms"]:
+        text.append("\nit moves with the others: all routes together gain enough")
     for option in explanation["options"][1:2]:
         text.append(
             f"\nrunner-up: {_plan(option)}, gain {ms(option['gain_ms'])}: {option['lost_because']}"
