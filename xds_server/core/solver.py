@@ -174,9 +174,9 @@ def solve(
         stations,
     )
     point = step.at(pairs.sum_by_provider(step.demand * shares_now))
-    iterations = 1
+    iterations, length = 1, 1.0
     while iterations < MAX_ITERATIONS and point.gap > gap_ratio * point.scale:
-        better = _ascend(step, point)
+        better, length = _ascend(step, point, min(2.0 * length, 1.0))
         iterations += 1
         if better is None:  # no step in this direction gains: numerically at the top
             break
@@ -184,8 +184,8 @@ def solve(
     return Solution(point.shares, point.price_ms, point.gap / max(point.scale, 1e-12), iterations)
 
 
-def _ascend(step: _Step, point: _Point) -> _Point | None:
-    """Go along Newton's direction as far as the dual rises, halving from a full step.
+def _ascend(step: _Step, point: _Point, length: float) -> tuple[_Point | None, float]:
+    """Go along Newton's direction as far as the dual rises, halving from ``length``.
 
     Loads are moved first to where the new price would put them if the marginal were
     straight; a load below 0 is 0, whose price is the bare service time.
@@ -193,10 +193,9 @@ def _ascend(step: _Step, point: _Point) -> _Point | None:
     prices = step.direction(point)
     loads = prices / point.slope_ms
     rise = float((point.answer_rps - point.rps) @ prices)
-    length = 1.0
     while length >= _SHORTEST_STEP:
         tried = step.at(np.maximum(point.rps + length * loads, 0.0))
         if tried.dual >= point.dual + 1e-4 * length * rise:
-            return tried
+            return tried, length
         length *= 0.5
-    return None
+    return None, length
