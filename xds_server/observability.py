@@ -340,6 +340,9 @@ class Metrics:
         self.substitutions_total = d.counter(
             "substitutions_total", "Providers on standby that entered, or left again.", ["action"]
         )
+        self.scale_decisions_total = d.counter(
+            "scale_decisions_total", "Other numbers of endpoints that were recommended.", ["action"]
+        )
         self.flag_switches_total = d.counter(
             "flag_switches_total", "Features that the engine switched off, or on again.", ["action"]
         )

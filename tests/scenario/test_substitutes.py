@@ -37,7 +37,7 @@ class SlowPlane(Plane):
         for _ in range(ticks):
             super().step()
             assert self.last is not None
-            found = self.slow.run(self.mesh, self.state.problem, self.last, self.now_s)
+            found = self.slow.run(self.mesh, self.state.problem, self.last, {}, self.now_s)
             self.decisions += [(self.now_s, decision) for decision in found]
             if found:
                 self.state = adopt(self.state, self._problem(None))

@@ -42,7 +42,7 @@ class FlagPlane(Plane):
             self.rps = self.asked_rps * (1.0 if self.on else 0.6)
             super().step()
             assert self.last is not None
-            found = self.slow.run(self.mesh, self.state.problem, self.last, self.now_s)
+            found = self.slow.run(self.mesh, self.state.problem, self.last, {}, self.now_s)
             self.decisions += found
 
     @property

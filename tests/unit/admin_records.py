@@ -6,6 +6,7 @@ from dataclasses import replace
 from xds_server.model.decision import HoldReason, Move
 from xds_server.model.explanation import Explanation, Option, ProviderTerm, Verdict
 from xds_server.model.ids import GroupKey, Locality, RouteKey
+from xds_server.model.slow import SlowStatus
 from xds_server.model.status import (
     BandStatus,
     BottleneckStatus,
@@ -77,6 +78,10 @@ STATUS = Status(
         ProviderStatus("search-east", "search", 2, 60.0, 20.0, 45.0, 0.0, 0.9, math.inf, 0.4),
     ),
     bottlenecks=(BottleneckStatus("search-east", 0.9, 430.0),),
+    slow=(
+        SlowStatus("substitute", "search-managed", "in", "", "leave", "9 ms there", 75.0),
+        SlowStatus("scale", "search-east", "2", "3", "", "3 instead of 2 gain 1 $/h", 0.0),
+    ),
 )
 
 

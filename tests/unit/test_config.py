@@ -77,7 +77,7 @@ def test_everything_but_the_essentials_has_a_default() -> None:
 def test_inert_keys_are_those_of_the_mesh_that_nothing_acts_on() -> None:
     assert inert_keys(parse_mesh(SMALL, "mesh.yaml")) == ()
     keys = [line.partition(":")[0] for line in inert_keys(parse_mesh(REFERENCE, "mesh.yaml"))]
-    assert "services.search.providers.search-east.scale" in keys
+    assert "services.search.providers.search-east.scale.adapter" in keys
     assert not [key for key in keys if "slow_tick_s" in key or "flags" in key]
     assert "templates.storefront.behaviour.cpu_ratio" in keys
 

@@ -30,6 +30,8 @@ def render_status(status: Row) -> RenderableType:
         ("bottlenecks", _bottlenecks, status["bottlenecks"]),
     ):
         parts += ["", table(rows) if rows else Text(f"no {title}", style="dim")]
+    if status["slow"]:
+        parts += ["", _slow(status["slow"])]
     return Group(*parts)
 
 
@@ -76,6 +78,18 @@ def _nodes(rows: Sequence[Row]) -> RenderableType:
             about.append(Text(f"no healthy hosts yet, so no traffic: {names}", style="yellow"))
         notes += [Text(f"{node['node_id']}: ").append_text(note) for note in about]
     return Group(table, *notes)
+
+
+def _slow(rows: Sequence[Row]) -> RenderableType:
+    """One line per thing that slow ticks decide about."""
+    table = plain_table("slow tick", "what", "state", "next", "because")
+    for row in rows:
+        since = f" for {duration(row['since_s'])}" if row["since_s"] else ""
+        ahead = f"{row['pending']}, if it stays so" if row["pending"] else ""
+        if row["recommended"]:
+            ahead = f"recommended: {row['recommended']}"
+        table.add_row(row["kind"], row["target"], f"{row['state']}{since}", ahead, row["because"])
+    return table
 
 
 def _proven(row: Row) -> bool:

@@ -29,9 +29,7 @@ def _inert(mesh: Mesh) -> Iterator[str]:
         for provider in service.providers:
             at = f"services.{service.name}.providers.{provider.name}"
             if provider.scale is not None:
-                yield f"{at}.scale: scaling will use it"
-            if provider.price.per_endpoint_hour_usd:
-                yield f"{at}.price.per_endpoint_hour_usd: scaling will use it"
+                yield f"{at}.scale.adapter: will start endpoints; their number is recommended"
     lacking = _without_source(mesh)
     for template in mesh.templates.values():
         for key, why in lacking.items():

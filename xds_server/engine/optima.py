@@ -18,6 +18,8 @@ from xds_server.model.topology import EngineSettings
 PAIR_STEPS: Final = 1_000_000
 """Steps times pairs that one slow tick may take: about half a second of one core."""
 _STEPS_MIN, _STEPS_MAX = 3, 40
+RELIEF_RATIO: Final = 0.05
+"""Calls that are too slow are helped where they get faster by this part of their objective."""
 _FORGET_RATIO: Final = 1.005
 """How fast a calm exchange rate is given up, per slow tick: it doubles in 140 of them."""
 

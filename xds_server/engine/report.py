@@ -126,9 +126,10 @@ def record_turn(metrics: Metrics, problem: Problem, turn: Turn) -> None:
     counted = {
         SlowKind.SUBSTITUTE: metrics.substitutions_total,
         SlowKind.FLAG: metrics.flag_switches_total,
+        SlowKind.SCALE: metrics.scale_decisions_total,
     }
     for slow in turn.slow:
-        if slow.enforced:
+        if slow.enforced or slow.kind is SlowKind.SCALE:
             counted[slow.kind].labels(slow.action).inc()
     metrics.keep_routes(problem.routes)
     for r, status in enumerate(routes_status(problem, turn)):

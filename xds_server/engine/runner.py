@@ -117,7 +117,8 @@ class Engine:
             elapsed_s=max(elapsed_s, 1e-3),
         )
         self.turns += 1
-        slow = self.slow.run(self._mesh, self._state.problem, done, now_s)
+        counts = {name: len(found) for name, found in self._endpoints.items()}
+        slow = self.slow.run(self._mesh, self._state.problem, done, counts, now_s)
         self.last = Turn(done, signals, phases, time.perf_counter() - begun, slow)
         for reverted in done.reverted[:REVERTS_LOGGED]:
             log.warning("engine.reverted", **_reverted(reverted))

@@ -4,11 +4,12 @@ Every ``engine.slow_tick_s``, after an ordinary tick. It changes no weights: it 
 is to choose from, and ordinary ticks follow in their bounded steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from xds_server.engine.loop import Tick
 from xds_server.engine.optima import Optima, Worth
+from xds_server.engine.scaling import Scaling
 from xds_server.engine.substitutes import Substitutes
 from xds_server.engine.switches import Switches
 from xds_server.engine.types import Problem
@@ -23,6 +24,7 @@ class SlowLoop:
 
     substitutes: Substitutes = field(default_factory=Substitutes)
     switches: Switches = field(default_factory=Switches)
+    scaling: Scaling = field(default_factory=Scaling)
     worth: Worth = field(default_factory=Worth)
     _due_s: float | None = None
     _starved: frozenset[object] = frozenset()
@@ -32,14 +34,20 @@ class SlowLoop:
         standby = frozenset(n for n, p in mesh.providers.items() if p.standby)
         self.substitutes.keep(standby)
         self.switches.keep(mesh)
+        self.scaling.keep(mesh)
         if mesh.mode is not Mode.ENFORCE:
             self.substitutes.release()
             self.switches.release()
 
     def run(
-        self, mesh: Mesh, problem: Problem, tick: Tick, now_s: float
+        self,
+        mesh: Mesh,
+        problem: Problem,
+        tick: Tick,
+        endpoints: Mapping[ProviderName, int],
+        now_s: float,
     ) -> tuple[SlowDecision, ...]:
-        """Decide, if it is time; in mode observe never."""
+        """Decide, if it is time; in mode observe never. ``endpoints``: how many each has."""
         if self._due_s is None:
             self._due_s = now_s + mesh.engine.slow_tick_s
         if mesh.mode is Mode.OBSERVE or not (now_s >= self._due_s or self._newly_starved(problem)):
@@ -57,11 +65,17 @@ class SlowLoop:
         switched = self.switches.decide(
             mesh, problem, evaluation, optima, self.worth, enforced=enforced, now_s=now_s
         )
-        return (*entered, *switched)
+        if switched and enforced:
+            return switched
+        scaled = self.scaling.decide(
+            mesh, problem, evaluation, endpoints, optima, self.worth, now_s=now_s
+        )
+        return (*entered, *switched, *scaled)
 
     def status(self, now_s: float) -> tuple[SlowStatus, ...]:
         """Everything that slow ticks decide about, as it stands."""
-        return (*self.substitutes.status(now_s), *self.switches.status(now_s))
+        parts = (self.substitutes, self.switches, self.scaling)
+        return tuple(row for part in parts for row in part.status(now_s))
 
     def _newly_starved(self, problem: Problem) -> bool:
         """Whether a route has just lost the last provider that may serve it: that cannot wait."""

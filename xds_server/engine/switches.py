@@ -14,7 +14,7 @@ import numpy as np
 
 from xds_server.core.tables import Bools
 from xds_server.engine.changes import ms_per_usd
-from xds_server.engine.optima import Optima, Worth
+from xds_server.engine.optima import RELIEF_RATIO, Optima, Worth
 from xds_server.engine.types import Evaluation, Problem
 from xds_server.model.ids import ApplicationName
 from xds_server.model.slow import SlowDecision, SlowKind, SlowStatus
@@ -30,7 +30,6 @@ OFF_TICKS: Final = 2
 ON_S: Final = 300.0
 _LEFT_MIN: Final = 0.05
 """Less than this part of its calls left says nothing of what it would call if it were on."""
-_RELIEF_RATIO: Final = 0.95
 
 Variant: TypeAlias = tuple[ApplicationName, str]
 """An application under one template, by names: what has one set of features."""
@@ -215,10 +214,11 @@ def _saving(
     off = optima.of(problem, supposed[1], evaluation.shares_now)
     if on is None or off is None:
         return None
+    relief_s = RELIEF_RATIO * evaluation.slo_s
     breaches = (
         (ms_per_usd(problem, evaluation) <= 0.0)
         & (on.forecast.latency_p95_s > evaluation.slo_s)
-        & (off.forecast.latency_p95_s < _RELIEF_RATIO * on.forecast.latency_p95_s)
+        & (on.forecast.latency_p95_s - off.forecast.latency_p95_s > relief_s)
         & (off_rps > 0.0)
     )
     return _Saving(worth.usd_per_h(problem, on, off), bool(breaches.any()))

@@ -1,4 +1,4 @@
-"""What the slow tick decides: who substitutes, and which features are on."""
+"""What the slow tick decides: who substitutes, which features are on, how many endpoints."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,11 +10,13 @@ class SlowKind(StrEnum):
 
     SUBSTITUTE = "substitute"  # a provider on standby
     FLAG = "flag"  # a feature of an application
+    SCALE = "scale"  # a provider's endpoints
 
 
 SLOW_ACTIONS: Final = {
     SlowKind.SUBSTITUTE: ("enter", "leave"),
     SlowKind.FLAG: ("off", "on"),
+    SlowKind.SCALE: ("out", "in"),
 }
 """What can be done, by kind; also the labels of metrics."""
 
@@ -36,8 +38,8 @@ class SlowStatus:
 
     kind: str
     target: str
-    state: str  # standby, in; on, off
-    recommended: str  # what would be done if it were ours to do; "" if nothing
+    state: str  # standby, in; on, off; a number of endpoints
+    recommended: str  # what would be done if it were ours to do; a number; "" if nothing
     pending: str  # what waits for another slow tick, or for the end of a hold; "" if nothing
     because: str
     since_s: float  # how long it has been so; 0: never changed
