@@ -104,12 +104,7 @@ class Explanation:
     gain_ms: float
     doubt_ms: float
     gain_terms: Mapping[str, float]
-    options: tuple[Option, ...]  # the chosen one first, then by what the mesh would gain
+    options: tuple[Option, ...]  # the chosen one, then the runner-up, and so on
     next_provider: ProviderName | None  # that one more request should go to
     terms: tuple[ProviderTerm, ...] = ()
     no_candidates: Mapping[ProviderName, str] = field(default_factory=dict)  # and what they lack
-
-    @property
-    def runner_up(self) -> Option | None:
-        """The plan that was second."""
-        return self.options[1] if len(self.options) > 1 else None
