@@ -20,7 +20,7 @@ from xds_server.core.latency import Stations
 from xds_server.core.tables import Bools, Floats, Pairs
 
 MAX_ITERATIONS = 50
-GAP_RATIO = 5e-4
+GAP_RATIO = 2e-3
 """Relative duality gap at which iteration stops: well inside what models are worth."""
 SHARE_FLOOR = 0.02
 """A small share could hardly grow by a multiplicative step; it starts from here."""
