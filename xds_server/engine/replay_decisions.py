@@ -133,16 +133,20 @@ class _Past:
             [r.group.application not in self._tried for r in problem.routes], dtype=bool
         )
         begin = self._begin(problem, chosen, fixed)
+        ticks = int(np.clip(round(step.span_s / settings.tick_s), 1, TICKS_MAX))
         settled = settle(
             problem,
             evaluation,
             begin,
             settings,
-            steps=int(np.clip(round(step.span_s / settings.tick_s), 1, TICKS_MAX)),
+            steps=ticks,
             max_shift_ratio=settings.max_shift_ratio,
             fixed=fixed,
         )
         shares = _beyond_deadband(problem, evaluation, begin, settled)
+        # Floors count as part of the step, as they do in the engine.
+        most = min(1.0, ticks * settings.max_shift_ratio)
+        shares = limits.limit_shift(problem.pairs, begin, shares, most)
         self._shares = dict(zip(_names(problem), shares.tolist(), strict=True))
         plans = tuple(
             forecast(problem, at_shares(problem, evaluation, plan), plan)
