@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -162,6 +163,15 @@ def test_a_price_that_the_engine_only_repeats_is_declared() -> None:
     status = ProviderStatus("a", "search", 1, 9.0, None, None, 0.0, 0.8, 77.0, 2.0)
     seen = World("a").provider("a", estimates=Estimates({"a": status}, 0.5))
     assert seen.price_per_million_usd == Reading(2.0, None, "declared", standard_error=0.0)
+
+
+def test_a_capacity_that_the_engine_only_repeats_is_declared() -> None:
+    status = ProviderStatus("b", "search", 1, 9.0, None, None, 0.0, 0.8, 50.0, 2.0, 0.5)
+    seen = World("b").provider("b", estimates=Estimates({"b": status}, 0.5))
+    assert seen.capacity_rps == Reading(50.0, None, "declared")
+    learnt = replace(status, capacity_rps=60.0)
+    seen = World("b").provider("b", estimates=Estimates({"b": learnt}, 0.5))
+    assert seen.capacity_rps == Reading(60.0, 0.5, "engine", standard_error=30.0)
 
 
 def test_a_cost_is_of_requests_and_of_endpoints() -> None:
@@ -360,6 +370,38 @@ def test_what_is_used_and_how_rough_a_value_is_are_in_the_tables() -> None:
     ]
     assert "25.0%" in line
     assert "3 MiB" in line
+
+
+def test_an_instance_without_requests_has_a_cost_that_is_not_certain() -> None:
+    world = World("a")
+    idle = batch("n1", "a")
+    for now_s in range(6, 30):
+        none = replace(idle, counts=0.0 * idle.counts, latency_hist=0.0 * idle.latency_hist)
+        world.registry.observe(none, float(now_s))
+        world.registry.roll()
+    (seen,) = instances(world, 30.0)
+    rps, cost = seen.traffic.rps, seen.cost_usd_per_h
+    assert (rps.value, cost.value) == (0.0, 0.0)
+    assert rps.standard_error is not None
+    assert cost.standard_error == pytest.approx(0.0036 * 2.0 * rps.standard_error)
+
+
+def test_numbers_in_tables_are_plain_and_what_is_not_measured_looks_so() -> None:
+    world = World("b")
+    for capacity, sigma_ratio, shown in (
+        (1288.0, 0.16, "1288 ±206"),
+        (12884.0, 0.16, "12884 ±2061"),
+        (160.0, 1.0, "160 (assumed)"),
+        (50.0, 1.0, "50 (declared)"),
+    ):
+        status = ProviderStatus("b", "search", 1, 9.0, None, None, 0.0, 0.8, capacity, 3.0,
+                                sigma_ratio)  # fmt: skip
+        views = world.views(estimates=Estimates({"b": status}, 0.5))
+        assert shown in printed(render_services(json.loads(dumps(views)))), shown
+    for sigma_ratio, shown in ((14.0, "80.0 ±>800%"), (0.9, "80.0 ±72%")):
+        status = replace(status, capacity_sigma_ratio=sigma_ratio)
+        views = world.views(estimates=Estimates({"b": status}, 0.5))
+        assert shown in printed(render_services(json.loads(dumps(views)))), shown
 
 
 def test_what_endpoints_say_they_carry_is_a_prior() -> None:

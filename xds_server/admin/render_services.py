@@ -1,5 +1,6 @@
 """Services and instances as tables, from the JSON that the admin API sends."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -12,6 +13,10 @@ OLD_S: Final = 10.0
 """Values older than this are shown with their age."""
 ROUGH_RATIO: Final = 0.1
 """Standard errors above this part of the value are shown."""
+ASSUMED_RATIO: Final = 0.9
+"""A capacity with a standard error of this part of it is assumed: nobody measured it."""
+ROUGHEST_RATIO: Final = 10.0
+"""Errors above so many times the value are not shown as numbers, nor above 999 %."""
 _TRAFFIC: Final = ("rps", "in flight", "p50", "p95", "p99", "errors", "available")
 
 
@@ -64,7 +69,7 @@ def _service(service: Row) -> tuple[RenderableType, ...]:
             f"{hosts} of {len(row['endpoints'])}",
             *_traffic(row["traffic"]),
             _reading(row["utilisation_ratio"], percent=True),
-            _reading(row["capacity_rps"]),
+            _capacity(row["capacity_rps"]),
             _reading(row["price_per_million_usd"]),
             _reading(row["cost_usd_per_h"]),
         )
@@ -108,18 +113,45 @@ def _traffic(traffic: Row) -> tuple[str, ...]:
     )
 
 
+def _capacity(reading: Row) -> str:
+    """A capacity, and whether it was measured at all."""
+    value, error = reading["value"], reading["standard_error"]
+    if value is None or reading["stale"]:
+        return _reading(reading)
+    if reading["source"] == "declared":
+        return f"{_plain(value)} (declared)"
+    if error is not None and error >= ASSUMED_RATIO * abs(value):
+        return f"{_plain(value)} (assumed)"
+    return _reading(reading)
+
+
 def _reading(reading: Row, *, percent: bool = False, unit: str = "") -> str:
     value, age_s = reading["value"], reading["age_s"]
     if value is None:
         return "-"
-    text = f"{100.0 * value:.1f}" if percent else f"{value:.4g}"
+    text = f"{100.0 * value:.1f}" if percent else _plain(value)
     error, unit = reading["standard_error"], "%" if percent else unit
     if reading["stale"]:  # what chance did to it does not matter any more
         return f"{text}{unit} (stale {_duration(age_s or 0.0)})"
     if error is not None and error > ROUGH_RATIO * abs(value):
-        text += f" ±{100.0 * error:.2g}" if percent else f" ±{error:.2g}"
+        text += f" ±{_error(error, abs(value), percent)}"
     old = age_s is not None and age_s > OLD_S
     return f"{text}{unit} ({_duration(age_s)} old)" if old else f"{text}{unit}"
+
+
+def _error(error: float, size: float, percent: bool) -> str:
+    """An error; one that says no more than that nothing is known is shown by its bound."""
+    most = ROUGHEST_RATIO * size if size > 0.0 else math.inf
+    scale, most = (100.0, min(most, 9.99)) if percent else (1.0, most)
+    return f">{_plain(scale * most, 2)}" if error > most else _plain(scale * error, 2)
+
+
+def _plain(value: float, digits: int = 4) -> str:
+    """A number without exponent."""
+    if abs(value) >= 10.0 ** (digits - 1):
+        return f"{value:.0f}"
+    text = f"{value:.{digits}g}"
+    return f"{value:.6f}".rstrip("0").rstrip(".") if "e" in text else text
 
 
 def _bytes(reading: Row) -> str:

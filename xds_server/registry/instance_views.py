@@ -77,8 +77,11 @@ def _costs(
     requests, covered_s = window.requests[priced], window.covered_s[priced].clip(min=1e-9)
     count, each = len(window.nodes), usd_per_rps[provider]
     usd = np.bincount(node, requests / covered_s * each, count)
-    # As rate_error has it, with each request's price.
-    error = np.sqrt(np.bincount(node, requests * (each / covered_s) ** 2, count))
+    # As rate_error has it, with each request's price; without any, one by the dearest of them.
+    dearest = np.zeros(count)
+    np.maximum.at(dearest, node, each)
+    least = (dearest / max(window.window_s, 1e-9)) ** 2
+    error = np.sqrt(np.maximum(np.bincount(node, requests * (each / covered_s) ** 2, count), least))
     samples = np.bincount(node, requests, count)
     age_s = np.zeros(count)
     np.maximum.at(age_s, node, window.age_s[priced])

@@ -164,17 +164,14 @@ class _Words:
         each = self.provider.capacity.rps_per_endpoint
         count = len(self.directory.found.get(self.provider.name, ()))
         declared = _declared(None if each is None else each * count)
-        return _first(self._estimate("capacity_rps"), declared)
+        return _first(_unless_same(self._estimate("capacity_rps"), declared), declared)
 
     def price(self) -> Reading:
         name, now_s = self.provider.name, self.directory.now_s
         said = _said(self.directory.leases.price_per_million_usd(name), now_s)
         first = self._orca(self.orca.price_per_million_usd[self._row])
         declared = _declared(self.provider.price.per_million_requests_usd)
-        estimate = self._estimate("price_per_million_usd")
-        if estimate.value is not None and declared.value is not None:
-            same = abs(estimate.value - declared.value) <= 1e-9 * max(declared.value, 1.0)
-            estimate = UNKNOWN if same else estimate
+        estimate = _unless_same(self._estimate("price_per_million_usd"), declared)
         # A price holds until another one is said, however old it is.
         known = (r for r in (first, said, self._tariff(), estimate, declared))
         return _word(next((r for r in known if r.value is not None), UNKNOWN))
@@ -287,6 +284,14 @@ def _first(*readings: Reading) -> Reading:
     """Return the first that is valid, else the first that there is."""
     known = [r for r in readings if r.value is not None]
     return next((r for r in known if not r.stale), known[0] if known else UNKNOWN)
+
+
+def _unless_same(estimate: Reading, declared: Reading) -> Reading:
+    """Return what the engine says, unless it only repeats what mesh.yaml has."""
+    if estimate.value is None or declared.value is None:
+        return estimate
+    same = abs(estimate.value - declared.value) <= 1e-9 * max(declared.value, 1.0)
+    return UNKNOWN if same else estimate
 
 
 def _declared(value: float | None) -> Reading:
