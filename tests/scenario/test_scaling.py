@@ -123,11 +123,10 @@ def test_where_endpoints_have_no_price_an_objective_alone_asks_for_more() -> Non
     assert plane.actions == ["out"]
 
 
-def test_noise_never_turns_a_recommendation_around() -> None:
+def test_noise_changes_no_recommendation_for_ever() -> None:
     plane = ScaledPlane(400.0)
     for second in range(600):
         plane.rps = 400.0 + (40.0 if second % 30 < 15 else -40.0)
         plane.step()
-    # Nobody acts on it here, so it is said again when its hold is over.
     assert set(plane.actions) <= {"out"}, plane.decisions
-    assert len(plane.actions) <= 5, plane.decisions
+    assert len(plane.actions) <= 3, plane.decisions

@@ -24,7 +24,7 @@ from xds_server.model.topology import Mesh, Provider
 from xds_server.model.what_if import Change, Quantity
 
 OUT_TICKS: Final = 2
-"""Slow ticks in a row that have to ask for more endpoints."""
+"""Slow ticks in a row that have to ask for more endpoints: for as many as all of them did."""
 SURPLUS_S: Final = 180.0
 """How long there has to be a surplus."""
 HOLD_S: Final = 180.0
@@ -39,7 +39,7 @@ class _Memory:
 
     count: int
     since_s: float  # it has had that many
-    asked: int = 0
+    lately: tuple[int, ...] = ()  # the best numbers at the last ``OUT_TICKS`` looks
     surplus_since_s: float | None = None
     standing: int = 0  # the number that is recommended; 0: none
     confirmed_s: float = 0.0  # when as many were asked for last
@@ -130,16 +130,19 @@ class Scaling:
     ) -> SlowDecision | None:
         name, count = case.provider.name, case.count
         because = _because(count, best, gain_usd_per_h)
-        known.asked = known.asked + 1 if best > count else 0
+        known.lately = (*known.lately, best)[-OUT_TICKS:]
         if best >= count:
             known.surplus_since_s = None
         elif known.surplus_since_s is None:
             known.surplus_since_s = now_s
-        surplus = known.surplus_since_s
-        ready = known.asked >= OUT_TICKS or (surplus is not None and now_s - surplus >= SURPLUS_S)
+        surplus, asked = known.surplus_since_s, 0
+        if len(known.lately) == OUT_TICKS and min(known.lately) > count:
+            asked = min(known.lately)
+        elif surplus is not None and now_s - surplus >= SURPLUS_S:
+            asked = best
         before = known.standing
-        known.stand(best if ready else 0, best, now_s)
-        pending = "" if best == count or ready else str(best)
+        known.stand(asked, best, now_s)
+        pending = "" if best == count or asked else str(best)
         if known.standing != before or not known.standing:
             recommended = str(known.standing) if known.standing else ""
             self.shown[name] = SlowStatus(
