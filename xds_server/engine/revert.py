@@ -25,6 +25,7 @@ from xds_server.engine.trials import (
     RouteTrials,
     Trials,
     harm_z,
+    planned_rps,
 )
 from xds_server.engine.types import Evaluation, Problem
 from xds_server.model.decision import HOLD_REASONS, MOVES, Decision, HoldReason, Move, Reverted
@@ -45,6 +46,16 @@ GAINED_SHARE: Final = 0.03
 GAINED_PART: Final = 0.25
 """And from this part of what the one that gained most did."""
 FREEZE_S: Final = 600.0
+DRAIN_TICKS: Final = 4
+IDLE_RATIO: Final = 0.5
+"""Part of the load it had at most in the trial below which a provider is without it, once so many
+ticks have drained what waited."""
+SLOW_RATIO: Final = 0.5
+SLOW_Z: Final = 3.0
+SLOW_TICKS: Final = 3.0
+"""What is seen of a provider at its floor is a handful of responses: it must be clear, and last."""
+COMMON_RATIO: Final = 0.1
+"""Rise of the response times of those who have no part in a move that is everybody's."""
 THAW_DEMAND_RATIO: Final = 1.5
 THAW_ERROR_RATIO: Final = 0.2
 """Freezing ends early where demand grows so much, or a provider in use fails so often: then all are
@@ -74,7 +85,7 @@ def review(
     the decision with the way back in it, the trials as they are now, and what was reverted
     """
     now_s, pairs = evaluation.now_s, problem.pairs
-    pair = _thaw(problem, evaluation, trials)
+    pair = _thaw(problem, evaluation, models, trials, tick_s=tick_s)
     route = trials.route
     z = np.where(_heard(evaluation, route), harm_z(evaluation, route), -np.inf)
     worse = np.where(z > HARM_Z, route.worse + 1, 0)
@@ -86,6 +97,7 @@ def review(
         p_value = welch_p(evaluation, route)
         harmed = suspects & (p_value < WELCH_P) & pairs.any_by_route(gained)
         harmed &= ~_explained(problem, evaluation, models, route, pair, gained)
+        harmed &= not _all_slower(problem, evaluation, route, suspects, gained)
         found = tuple(_reverted(problem, evaluation, route, harmed, gained, z, p_value))
         route = replace(
             route,
@@ -95,8 +107,7 @@ def review(
             rests_until_s=np.where(harmed, now_s + TRIAL_TICKS * tick_s, route.rests_until_s),
             frozen_rps=np.where(harmed, evaluation.demand_rps, route.frozen_rps),
         )
-        until = np.where(harmed[pairs.route] & gained, now_s + FREEZE_S, pair.frozen_until_s)
-        pair = replace(pair, frozen_until_s=until)
+        pair = _freeze(pair, harmed[pairs.route] & gained, now_s)
     decision = _say_frozen(problem, decision, now_s < pair.frozen_until_s)
     returning = now_s < route.returns_until_s
     if returning.any():
@@ -175,13 +186,45 @@ def _gained(problem: Problem, pair: PairTrials) -> Bools:
     return gained
 
 
+def _all_slower(
+    problem: Problem, evaluation: Evaluation, route: RouteTrials, suspects: Bools, gained: Bools
+) -> bool:
+    """Whether those who have nothing to do with the suspects' moves are slower as well.
+
+    A network or a machine that all share slows down what moved and what did not.
+    """
+    pairs = problem.pairs
+    accused = pairs.sum_by_provider((gained & suspects[pairs.route]).astype(np.float64)) > 0.0
+    used = evaluation.shares_now > USED_SHARE
+    rise = evaluation.observation.route_latency_s / route.usual_s
+    involved = suspects | pairs.any_by_route(used & accused[pairs.provider])
+    others = ~involved & np.isfinite(rise)
+    return bool(others.any()) and float(np.median(rise[others])) > 1.0 + COMMON_RATIO
+
+
 def _changed(before: Floats, now: Floats) -> Bools:
     changed: Bools = np.abs(now - before) > EXOGENOUS_RATIO * np.maximum(np.abs(before), 1e-15)
     return changed
 
 
-def _thaw(problem: Problem, evaluation: Evaluation, trials: Trials) -> PairTrials:
-    """End what was frozen where everything is needed."""
+def _freeze(pair: PairTrials, who: Bools, now_s: float) -> PairTrials:
+    return replace(
+        pair,
+        frozen_until_s=np.where(who, now_s + FREEZE_S, pair.frozen_until_s),
+        frozen_service_s=np.where(who, np.exp(pair.log_service), pair.frozen_service_s),
+        frozen_rps=np.where(who, pair.most_rps, pair.frozen_rps),
+        slow_idle=np.where(who, 0.0, pair.slow_idle),
+    )
+
+
+def _thaw(
+    problem: Problem, evaluation: Evaluation, models: Models, trials: Trials, *, tick_s: float
+) -> PairTrials:
+    """End what was frozen where everything is needed, or where the load was not what did harm.
+
+    Who stays slow without the load that it had gained was slow by itself; once it is as it was
+    before the trial, nothing speaks against it. Who is well as soon as it is unloaded stays frozen.
+    """
     pair, pairs, now_s = trials.pair, problem.pairs, evaluation.now_s
     frozen = trials.frozen(now_s)
     if not frozen.any():
@@ -189,7 +232,27 @@ def _thaw(problem: Problem, evaluation: Evaluation, trials: Trials) -> PairTrial
     failing = evaluation.error_ratio[pairs.provider] > THAW_ERROR_RATIO
     needed = pairs.any_by_route(failing & ~frozen & (evaluation.shares_now > USED_SHARE))
     needed |= evaluation.demand_rps > THAW_DEMAND_RATIO * trials.route.frozen_rps
-    return replace(pair, frozen_until_s=np.where(needed[pairs.route], -np.inf, pair.frozen_until_s))
+    drained = now_s - (pair.frozen_until_s - FREEZE_S) > DRAIN_TICKS * tick_s
+    rps = planned_rps(problem, evaluation, evaluation.shares_now)[pairs.provider]
+    idle = drained & (rps < IDLE_RATIO * pair.frozen_rps)
+    # By what is seen, since a filter that hears little still believes what was under load.
+    seen = evaluation.observation
+    heard = (seen.provider_responses > 0.0)[pairs.provider]
+    usual_s = np.where(frozen & heard, pair.frozen_service_s, np.nan)
+    rise = seen.provider_latency_s[pairs.provider] / usual_s
+    chance = np.sqrt(models.cv2 / np.maximum(seen.provider_responses, 1.0))[pairs.provider]
+    clearly = rise > 1.0 + np.maximum(SLOW_RATIO, SLOW_Z * chance)
+    convinced = pair.slow_idle >= SLOW_TICKS
+    ticks = np.where(idle & clearly, pair.slow_idle + 1.0, np.where(heard, 0.0, pair.slow_idle))
+    ticks = np.where(convinced, pair.slow_idle, ticks)
+    well = np.exp(models.service.mean)[pairs.provider] < (1.0 + EXOGENOUS_RATIO) * usual_s
+    innocent = convinced & well & (rise < 1.0 + SLOW_RATIO)
+    ends = needed[pairs.route] | innocent
+    return replace(
+        pair,
+        frozen_until_s=np.where(ends, -np.inf, pair.frozen_until_s),
+        slow_idle=np.where(frozen & ~ends, ticks, 0.0),
+    )
 
 
 def _say_frozen(problem: Problem, decision: Decision, frozen: Bools) -> Decision:

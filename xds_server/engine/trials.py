@@ -23,6 +23,7 @@ FLIPS_MAX: Final = 3
 FLIP_TICKS: Final = 10
 DAMPING: Final = 2.0
 DAMPING_S: Final = 300.0
+USUAL_GAIN: Final = 0.05
 _QUIET_Z: Final = 1.0
 """A forecast that was made while the route was slower than this has the harm in it already."""
 _ONES: Final = np.array([code.bit_count() for code in range(1 << FLIP_TICKS)])
@@ -44,6 +45,7 @@ class RouteTrials:
     rests_until_s: Floats  # no trial begins before: it would compare with the harm
     returns_until_s: Floats  # until then the way back goes on
     frozen_rps: Floats  # demand when providers were last frozen
+    usual_s: Floats  # response time of late, smoothed; NaN: none
     flips: Ints  # bit n: n ticks ago it moved against its step before
     damped_until_s: Floats
 
@@ -62,6 +64,9 @@ class PairTrials:
     step: Floats  # the last that was not 0
     log_capacity: Floats  # the provider's, then; NaN: unknown
     error_ratio: Floats  # then
+    frozen_service_s: Floats  # its own service time before the trial that froze it
+    frozen_rps: Floats  # its highest planned load in that trial
+    slow_idle: Floats  # while it is frozen: ticks in a row that it was slow without that load
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +105,11 @@ def no_trials(routes: int, pairs: int) -> Trials:
             rests_until_s=never,
             returns_until_s=never,
             frozen_rps=zeros,
+            usual_s=blank,
             flips=none,
             damped_until_s=never,
         ),
-        PairTrials(*(nothing,) * 6, never_pair, nothing, np.full(pairs, np.nan), nothing),
+        PairTrials(*(nothing,) * 6, never_pair, nothing, np.full(pairs, np.nan), *(nothing,) * 4),
     )
 
 
@@ -138,7 +144,12 @@ def follow(
     flips = (route.flips << 1) & ((1 << FLIP_TICKS) - 1)
     rested = now_s - route.moved_s > TRIAL_TICKS * tick_s
     old = now_s - route.opened_s > TRIAL_TICKS_MAX * tick_s
-    route = replace(route, flips=flips, opened_s=np.where(rested | old, np.nan, route.opened_s))
+    route = replace(
+        route,
+        flips=flips,
+        opened_s=np.where(rested | old, np.nan, route.opened_s),
+        usual_s=_usual(evaluation, route.usual_s),
+    )
     if not deployment.published:
         return Trials(route, pair)
     pairs = problem.pairs
@@ -168,6 +179,14 @@ def follow(
     )
     pair = _pairs_before(problem, evaluation, models, pair, opens)
     return Trials(route, _pairs_after(problem, evaluation, deployment, pair, moved))
+
+
+def _usual(evaluation: Evaluation, before: Floats) -> Floats:
+    """(R,) smoothed response times, this tick's taken in where there was one."""
+    seen = evaluation.observation.route_latency_s
+    heard = np.isfinite(seen) & evaluation.measured
+    start = np.where(np.isnan(before), seen, before)
+    return np.where(heard, start + USUAL_GAIN * (seen - start), before)
 
 
 def _pairs_before(
