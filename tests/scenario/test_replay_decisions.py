@@ -152,7 +152,7 @@ def step(
     capacity_rps: float = 400.0,
     **price: float,
 ) -> PastStep:
-    seed = ProviderSeed(0.0, 0.02, 0.1, 1.0, 2.0, 0.0, 200.0)
+    seed = ProviderSeed(0.0, 0.02, 0.1, 1.0, 2.0, 0.25, 0.0, 200.0)
     return PastStep(
         at_s=at_s,
         span_s=60.0,

@@ -81,6 +81,7 @@ def record(
         "capacity_factor": 1.0,
         "tail_ratio": 2.0,
         "error_ratio": 0.0,
+        "response_cv2": 0.25,
         "demand_rps": 20.0,
         "predicted_s": 0.02,
         "predicted_p95_s": 0.04,

@@ -1,5 +1,6 @@
 """What history writes, forgets and answers; time is in the tests' hands."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from xds_server.history.batch import Batch, Batcher
 from xds_server.history.files import connect, explained
 from xds_server.history.read import Query, Reader
 from xds_server.history.schema import SCHEMA_VERSION
+from xds_server.history.seeds import read_seeds
 from xds_server.history.series import SeriesIds
 from xds_server.history.store import Store
 from xds_server.history.writer import History
-from xds_server.model.history import Breach, TickRecord
+from xds_server.model.history import RESOLUTION_S, Breach, TickRecord
 from xds_server.model.topology import HistorySettings
 from xds_server.observability import Metrics
 
@@ -270,12 +272,20 @@ def test_a_file_of_the_version_before_is_brought_up_to_date_and_read_as_it_is(
     path = kept.store.path
     with duckdb.connect(str(path)) as con:
         con.execute("DROP TABLE decision_term")
+        for resolution in RESOLUTION_S:
+            con.execute(f"ALTER TABLE provider_{resolution} DROP COLUMN response_cv2")
         con.execute("UPDATE meta SET version = 1")
     with connect(path, read_only=True) as con:
         (only,) = Reader(path, con).decisions(Query("search", 0.0, 2 * NOON_S))[:1]
         assert only["gain_terms"] == {}
+        seed = read_seeds(path, con, now_s=0.0, wall_s=NOON_S + 1).providers["p0"]
+        assert math.isnan(seed.response_cv2)
     again = Kept(tmp_path)
     again.write(record(frame(), NOON_S + 61, move="reweight"))
+    assert again.rows("SELECT DISTINCT response_cv2 FROM provider_1s ORDER BY 1 NULLS LAST") == [
+        (0.25,),
+        (None,),
+    ]
     assert again.rows("SELECT version FROM meta") == [(SCHEMA_VERSION,)]
     assert again.count("decision_term") > 0
     assert again.rows("SELECT min(epoch(at_utc)) FROM decision") == [(NOON_S,)]

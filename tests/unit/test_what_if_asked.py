@@ -213,9 +213,7 @@ def test_history_says_what_mesh_yaml_does_not(kept: tuple[Path, Plane]) -> None:
     assert found == pytest.approx(plane.shares, abs=0.01)
     assert plane.last is not None
     assert route.now.latency_ms == pytest.approx(
-        # How much response times vary is not in history, and waits go with it.
-        1e3 * plane.last.deployment.forecast.latency_s[0],
-        rel=0.35,
+        1e3 * plane.last.deployment.forecast.latency_s[0], rel=0.1
     )
 
 
@@ -237,7 +235,7 @@ def test_a_replay_reads_the_file_where_no_server_answers(kept: tuple[Path, Plane
     assert data["replayed"]["usd"] < data["chosen"]["usd"]
     assert data["resolution"] == "1s"
     drawn = run(*asked)
-    assert "with profile frugal: p95 " in drawn.output
+    assert "with profile frugal: p95 +" in drawn.output
     assert "1 of 1 route would have changed" in drawn.output
     assert "note: demand would have been the same" in drawn.output
     other = path.parent / "elsewhere.duckdb"

@@ -118,6 +118,7 @@ def _provider_gauges(tick: Tick, servers: Floats) -> Floats:
             stations.capacity_rps * stations.service_s / servers,
             models.tail_ratio,
             models.errors.ratio,
+            models.cv2,
         ]
     )
 

@@ -58,6 +58,7 @@ def plant_providers(state: EngineState, seeds: Seeds) -> None:
                 + np.log(problem.servers[rows]),
             ),
         ),
+        cv2=_column(models.cv2, rows, found, "response_cv2"),
         tail_ratio=_column(models.tail_ratio, rows, found, "tail_ratio"),
         errors=ErrorCounts(
             _put(models.errors.failed, rows, failed),

@@ -110,7 +110,8 @@ def _upgrade(
     """In one transaction: a file is of one version or of the other."""
     try:
         connection.begin()
-        for statement in upgrades(version, temporary=read_only):
+        ((database,),) = connection.execute("SELECT current_database()").fetchall()
+        for statement in upgrades(version, f'"{database}"', temporary=read_only):
             connection.execute(statement)
         if not read_only:
             connection.execute("UPDATE meta SET version = ?", [SCHEMA_VERSION])

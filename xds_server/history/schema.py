@@ -132,13 +132,22 @@ def statements() -> Iterator[str]:
         yield _event_table(table)
 
 
-def upgrades(version: int, *, temporary: bool = False) -> Iterator[str]:
+def upgrades(version: int, database: str, *, temporary: bool = False) -> Iterator[str]:
     """Yield what makes a file of an older ``version`` one of this, with nothing lost.
 
-    ``temporary``: for a connection that may not write, for as long as it lasts.
+    ``temporary``: for a connection to ``database`` that may not write, for as long as it lasts.
     """
     if version < 2:
         yield _event_table("decision_term", "TEMP TABLE" if temporary else "TABLE")
+        for resolution in RESOLUTION_S:
+            table, column = PROVIDER.table(resolution), "response_cv2"
+            if temporary:  # shadows the table of that name
+                yield (
+                    f"CREATE TEMP VIEW {table} AS SELECT *, NULL::DOUBLE AS {column}"
+                    f" FROM {database}.main.{table}"
+                )
+            else:
+                yield f"ALTER TABLE {table} ADD COLUMN {column} DOUBLE"
 
 
 def _event_table(table: str, kind: str = "TABLE") -> str:

@@ -1,5 +1,6 @@
 """What the engine knew when history was written last, for it to start from."""
 
+import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +51,7 @@ def _providers(con: duckdb.DuckDBPyConnection, wall_s: float) -> dict[str, Provi
                 service_sigma=row["service_sigma"],
                 capacity_factor=row["capacity_factor"],
                 tail_ratio=row["tail_ratio"],
+                response_cv2=math.nan if row["response_cv2"] is None else row["response_cv2"],
                 error_ratio=row["error_ratio"],
                 attempts=row["attempts"],
             )

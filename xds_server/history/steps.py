@@ -170,6 +170,7 @@ def _providers(rows: Sequence[_Row]) -> Iterator[tuple[str, ProviderSeed]]:
                 service_sigma=row["service_sigma"],
                 capacity_factor=row["capacity_factor"],
                 tail_ratio=row["tail_ratio"],
+                response_cv2=_number(row["response_cv2"]),
                 error_ratio=row["error_ratio"],
                 attempts=ERROR_MEMORY,  # the ratio is the model's own: it counts as it is
             ),

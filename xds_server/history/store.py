@@ -149,7 +149,9 @@ class Store:
         )
         self._con.register("incoming", rows)
         try:
-            self._con.execute(f"INSERT INTO {table} SELECT {listed} FROM incoming")
+            self._con.execute(
+                f"INSERT INTO {table} ({', '.join(names)}) SELECT {listed} FROM incoming"
+            )
         finally:
             self._con.unregister("incoming")
 
@@ -182,6 +184,7 @@ class Store:
         source = kind.table(finer)
         self._con.execute(
             f"""INSERT INTO {kind.table(coarser)}
+                (at_utc, batch, series, {", ".join(kind.values)})
             SELECT date_trunc('{part}', at_utc), {self._batch}, series, {listed}
             FROM (
                 SELECT * FROM {source}

@@ -45,6 +45,7 @@ PROVIDER_GAUGES: Final = (
     "capacity_factor",  # measured capacity over servers / service_s
     "tail_ratio",  # p95 of the service time over its mean
     "error_ratio",
+    "response_cv2",  # squared coefficient of variation of one response time
 )
 """Columns of ``TickRecord.provider_gauges``; NaN: not known."""
 PAIR_GAUGES: Final = ("share",)
@@ -150,6 +151,7 @@ class ProviderSeed:
     service_sigma: float
     capacity_factor: float
     tail_ratio: float
+    response_cv2: float  # NaN: nobody wrote it down
     error_ratio: float
     attempts: float  # that the error ratio is of, lately
 
