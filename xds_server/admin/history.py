@@ -11,15 +11,22 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from xds_server.admin.answers import json_response, problem_response
-from xds_server.errors import HistoryError
+from xds_server.admin.answers import (
+    REFUSALS,
+    SINCE_S,
+    check_params,
+    json_response,
+    parse_since_s,
+    problem_response,
+    refusal,
+)
 from xds_server.history.files import explained
 from xds_server.history.read import Query, Reader
 from xds_server.history.writer import History
 
 QUESTIONS: Final = ("points", "decisions", "anomalies")
+PARAMS: Final = ("service", "provider", "application", "since_s", "resolution", "format")
 MEDIA_TYPES: Final = {"csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
-SINCE_S: Final = 3600.0
 AT_ONCE: Final = 2
 """Questions that are answered at once; others wait."""
 _CHUNK_BYTES: Final = 2**18
@@ -29,25 +36,10 @@ _T = TypeVar("_T")
 
 def parse_query(params: Mapping[str, str], now_s: float) -> Query:
     """Return what is asked for. Raises ValueError with what to write instead."""
-    unknown = params.keys() - {
-        "service",
-        "provider",
-        "application",
-        "since_s",
-        "resolution",
-        "format",
-    }
-    if unknown:
-        raise ValueError(f"no parameter {min(unknown)!r}")
+    check_params(params, PARAMS)
     if not params.get("service"):
         raise ValueError("no service; add ?service=NAME")
-    text = params.get("since_s", str(SINCE_S))
-    try:
-        since_s = float(text)
-    except ValueError:
-        since_s = -1.0
-    if not 0.0 < since_s < 1e10:
-        raise ValueError(f"since_s={text}: write seconds, like since_s=7200")
+    since_s = parse_since_s(params.get("since_s", str(SINCE_S)))
     return Query(
         params["service"],
         max(0.0, now_s - since_s),
@@ -79,12 +71,8 @@ def history_routes(history: History) -> list[Route]:
             query = parse_query(request.query_params, history.wall_s())
             async with free:
                 return await asyncio.to_thread(run, query)
-        except ValueError as error:
-            return problem_response(400, "Cannot be answered", str(error))
-        except KeyError as error:
-            return problem_response(404, "Unknown name", str(error.args[0]))
-        except HistoryError as error:
-            return problem_response(503, "No history", str(error))
+        except REFUSALS as error:
+            return refusal(error)
 
     async def question(request: Request) -> Response:
         name = request.path_params.get("question", "points")
