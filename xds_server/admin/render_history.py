@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from xds_server.admin.cells import move
+
 PLOTTED: Final = {"latency_p95_ms": "95th percentile, ms", "rps": "requests per second"}
 PLOT_HEIGHT: Final = 14
 PLOT_WIDTH: Final = 110
@@ -84,7 +86,7 @@ def render_decisions(data: Mapping[str, Any]) -> Iterator[RenderableType]:
             row["application"],
             row["phase"],
             where,
-            row["move"] + (f": {row['hold_reason']}" if row["hold_reason"] else ""),
+            move(row),
             weights,
             _cell(row["gain_ms"], "{:.2f}"),
             _mostly(row["gain_terms"]),

@@ -1,14 +1,14 @@
 """What-if and replayed decisions as tables, from the JSON that the admin API sends."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-Row: TypeAlias = Mapping[str, Any]
+from xds_server.admin.cells import Row, percent, route_name
 
 _PLANS: Final = (("now", "now"), ("held", "then, nothing done"), ("optimum", "then, re-planned"))
 _SMALL_MS: Final = 0.005
@@ -69,7 +69,7 @@ def _plans(route: Row) -> Table:
             _number(plan["latency_p99_ms"]),
             _number(plan["usd_per_million"], 3),
             _number(plan["usd_per_h"], 3),
-            _percent(plan["failed_ratio"]),
+            percent(plan["failed_ratio"]),
             _number(plan["cost_ms"]),
             Text("above SLO", style="red") if plan["slo_breached"] else "",
         )
@@ -80,7 +80,7 @@ def _gain(route: Row) -> Text:
     terms = sorted(route["gain_terms_ms"].items(), key=lambda term: -abs(term[1]))
     parts = [f"{name} {value:+.2f}" for name, value in terms if abs(value) >= _SMALL_MS]
     of = f" = {' '.join(parts)}" if parts else ""
-    rest = f"moves {_percent(route['moved_ratio'])} of calls"
+    rest = f"moves {percent(route['moved_ratio'])} of calls"
     if not route["would_move"]:
         rest = "too little for the engine to move anything"
     return Text(f"re-planning gains {route['gain_ms']:.2f} ms per call{of}; {rest}")
@@ -99,8 +99,8 @@ def _shares(route: Row) -> Table:
         costs += [provider["total_ms"], provider["marginal_ms"]]
         table.add_row(
             provider["provider"],
-            _percent(provider["share_now"]),
-            _percent(provider["share_then"]),
+            percent(provider["share_now"]),
+            percent(provider["share_then"]),
             *("" if gone else _number(value) for value in costs),
             Text(gone, style="dim"),
         )
@@ -117,14 +117,14 @@ def _providers(rows: Sequence[Row]) -> Table:
             row["provider"],
             _number(row["capacity_rps"]),
             *(_number(row[f"rps_{plan}"]) for plan in ("now", "held", "optimum")),
-            *(_percent(row[f"utilisation_{plan}"]) for plan in ("now", "held", "optimum")),
+            *(percent(row[f"utilisation_{plan}"]) for plan in ("now", "held", "optimum")),
         )
     return table
 
 
 def _bottlenecks(rows: Iterable[Row]) -> str:
     found = [
-        f"{row['provider']} ({_percent(row['utilisation_ratio'])} utilised, "
+        f"{row['provider']} ({percent(row['utilisation_ratio'])} utilised, "
         f"{_number(row['rent_ms_per_s'])} ms of others' time per s)"
         for row in rows
         if row["rent_ms_per_s"] >= 1.0
@@ -160,7 +160,7 @@ def _replay(data: Row) -> Iterator[RenderableType]:
             *(_number(plan["usd_per_million"], 3) for plan in (was, would)),
             _number(route["slo_p95_ms"]),
             *(f"{plan['slo_breach_s']:.0f} s" for plan in (was, would)),
-            _percent(route["moved_ratio"]),
+            percent(route["moved_ratio"]),
         )
     yield table
     yield Text()
@@ -168,8 +168,8 @@ def _replay(data: Row) -> Iterator[RenderableType]:
     for route in data["routes"]:
         for provider, share in route["shares_chosen"].items():
             shares.add_row(
-                _name(route), provider, _percent(share),
-                _percent(route["shares_replayed"][provider]),
+                _name(route), provider, percent(share),
+                percent(route["shares_replayed"][provider]),
             )  # fmt: skip
     yield shares
     for note in data["notes"]:
@@ -177,7 +177,7 @@ def _replay(data: Row) -> Iterator[RenderableType]:
 
 
 def _name(route: Row) -> str:
-    return f"{route['application']} {route['phase']} {route['locality']} → {route['service']}"
+    return route_name(route, route["service"])
 
 
 def _table(first: str, *numbers: str, text: int = 1) -> Table:
@@ -195,10 +195,6 @@ def _change(before: float, after: float) -> str:
 
 def _plural(noun: str, count: int) -> str:
     return noun if count == 1 else f"{noun}s"
-
-
-def _percent(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{100.0 * ratio:.1f}%"
 
 
 def _number(value: float | None, digits: int = 1) -> str:
