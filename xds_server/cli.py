@@ -23,12 +23,13 @@ from xds_server.terminal import (
     MeshOption,
     Resolution,
     ask,
+    check_url,
     fail,
     fields_of,
-    is_url,
     print_json,
     print_rich,
     print_yaml,
+    since_s_of,
 )
 
 if TYPE_CHECKING:
@@ -406,13 +407,9 @@ def history(
     names. Times are UTC.
     """
     from xds_server.app.history_view import Source, run_export
-    from xds_server.config.fields import duration_s
 
-    since_s = duration_s(since)
-    if not since_s:
-        fail(MISTAKE, [f"--since {since}: write it like 90s, 15m, 2h, 7d"])
-    if not is_url(admin):
-        fail(MISTAKE, [f"--admin {admin}: not a URL; write it as {DEFAULT_ADMIN}"])
+    since_s = since_s_of(since)
+    check_url(admin)
     if (decisions + anomalies + (export is not None)) > 1:
         fail(MISTAKE, ["--decisions, --anomalies, --export: choose one"])
     names = {"service": service, "provider": provider, "application": application}

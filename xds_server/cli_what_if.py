@@ -16,10 +16,11 @@ from xds_server.terminal import (
     MeshOption,
     Resolution,
     ask,
+    check_url,
     fail,
-    is_url,
     print_json,
     print_rich,
+    since_s_of,
 )
 
 TIMEOUT_S = 30.0  # a large mesh takes seconds, and others may ask as well
@@ -103,13 +104,8 @@ def replay_decisions(
     Asks the running server; if none answers, reads the file that `history.path` of --config
     names. The profile and the providers are those of the mesh as it is configured now.
     """
-    from xds_server.config.fields import duration_s
-
-    since_s = duration_s(since)
-    if not since_s:
-        fail(MISTAKE, [f"--since {since}: write it like 90s, 15m, 2h, 7d"])
-    if not is_url(admin):
-        fail(MISTAKE, [f"--admin {admin}: not a URL; write it as {DEFAULT_ADMIN}"])
+    since_s = since_s_of(since)
+    check_url(admin)
     from xds_server.admin.encode import to_json
     from xds_server.app.history_view import Source
     from xds_server.app.what_if import replay_file

@@ -37,8 +37,7 @@ def ask(admin: str, path: str, timeout_s: float = ADMIN_TIMEOUT_S) -> Any:
     from urllib.error import HTTPError, URLError
     from urllib.request import ProxyHandler, build_opener
 
-    if not is_url(admin):
-        fail(MISTAKE, [f"--admin {admin}: not a URL; write it as {DEFAULT_ADMIN}"])
+    check_url(admin)
     opener = build_opener(ProxyHandler({}))  # the admin API is near: no proxy in between
     try:
         with opener.open(admin.rstrip("/") + path, timeout=timeout_s) as response:
@@ -53,15 +52,27 @@ def ask(admin: str, path: str, timeout_s: float = ADMIN_TIMEOUT_S) -> Any:
         fail(FAILED, [f"{admin}: no answer from the admin API: {why}; is xds-server running?"])
 
 
-def is_url(text: str) -> bool:
-    """Whether it is one of an HTTP server."""
+def check_url(admin: str) -> None:
+    """Exit unless it is the URL of an HTTP server."""
     from urllib.parse import urlsplit
 
     try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        parts = urlsplit(admin)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port or an IPv6 address that is none
-        return False
+        good = False
+    if not good:
+        fail(MISTAKE, [f"--admin {admin}: not a URL; write it as {DEFAULT_ADMIN}"])
+
+
+def since_s_of(since: str) -> float:
+    """Return the seconds that ``--since`` says, or exit."""
+    from xds_server.config.fields import duration_s
+
+    since_s = duration_s(since)
+    if not since_s:
+        fail(MISTAKE, [f"--since {since}: write it like 90s, 15m, 2h, 7d"])
+    return since_s
 
 
 def detail(body: bytes) -> str:

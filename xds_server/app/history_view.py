@@ -91,12 +91,18 @@ class Source:
             raise HistoryError(
                 str(self.config), f"has no `history`, and {where}", "add `history: {path: ...}`"
             )
-        path = self.config.parent / settings.path
-        connection = connect(path, read_only=True)
-        try:
-            yield Reader(path, connection)
-        finally:
-            connection.close()
+        with reading(self.config.parent / settings.path) as reader:
+            yield reader
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[Reader]:
+    """Open a file of history that may be another process's; read-only. Raises HistoryError."""
+    connection = connect(path, read_only=True)
+    try:
+        yield Reader(path, connection)
+    finally:
+        connection.close()
 
 
 def run_export(source: Source, params: Mapping[str, str], output: Path | None) -> None:

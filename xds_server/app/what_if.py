@@ -1,11 +1,11 @@
 """What-if and replayed decisions: of a running engine, of history, or of mesh.yaml alone."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from xds_server.app.history_view import reading
 from xds_server.config import load_mesh
 from xds_server.engine.changes import parse_changes
 from xds_server.engine.offline import (
@@ -20,8 +20,6 @@ from xds_server.engine.replay_decisions import replay_decisions
 from xds_server.engine.runner import Engine
 from xds_server.engine.what_if import PAIRS_MAX, what_if
 from xds_server.errors import HistoryError
-from xds_server.history.files import connect
-from xds_server.history.read import Reader
 from xds_server.history.seeds import read_seeds
 from xds_server.history.steps import newest_s
 from xds_server.history.writer import History
@@ -132,7 +130,7 @@ def replay_file(
     path = history or _history_path(config, mesh)
     if path is None:
         raise HistoryError(str(config), "has no `history`", "name the file with --history")
-    with _reading(path) as reader:
+    with reading(path) as reader:
         found, steps = reader.steps(since_s, resolution)
     return replay_decisions(mesh, steps, profile, application, found)
 
@@ -143,7 +141,7 @@ def _seeds(config: Path, mesh: Mesh) -> tuple[Seeds, str, list[str]]:
     if path is None or not path.exists():
         return Seeds(), declared, ["no history: capacities and service times as declared"]
     try:
-        with _reading(path) as reader:
+        with reading(path) as reader:
             newest = newest_s(path, reader.connection)
             if newest is None:
                 return Seeds(), declared, ["history is empty: models as declared"]
@@ -156,12 +154,3 @@ def _seeds(config: Path, mesh: Mesh) -> tuple[Seeds, str, list[str]]:
 
 def _history_path(config: Path, mesh: Mesh) -> Path | None:
     return None if mesh.history is None else config.parent / mesh.history.path
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[Reader]:
-    connection = connect(path, read_only=True)
-    try:
-        yield Reader(path, connection)
-    finally:
-        connection.close()
