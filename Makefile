@@ -3,6 +3,7 @@
 PYTHON ?= python3.11
 RUN := .venv/bin/
 ARGS ?=
+OUT ?= bench/RESULTS.md
 ENVOY := .tools/envoy/_bin/envoy
 
 help: ## Show this help
@@ -50,10 +51,10 @@ conformance: setup ## The 82 cases by number, the state machines and the fuzzers
 bench: setup ## Measure one tick of the engine against its floor
 	$(RUN)python -m bench.tick
 
-lab: setup ## Every world and policy in the discrete-event truth; writes bench/RESULTS.md
-	$(RUN)python -m bench.lab --json .tools/lab-2.json
-	$(RUN)python -m bench.lab --delay 0,5 --policies ours,clairvoyant,clairvoyant_delayed --json .tools/lab-0-5.json
-	$(RUN)python -m bench.lab.report .tools/lab-2.json .tools/lab-0-5.json
+lab: setup ## Every world and policy in the discrete-event truth; a look: make lab ARGS='--seeds 1' OUT=.tools/lab.md
+	$(RUN)python -m bench.lab $(ARGS) --delay 2 --json .tools/lab-2.json
+	$(RUN)python -m bench.lab $(ARGS) --delay 0,5 --policies ours,clairvoyant,clairvoyant_delayed --json .tools/lab-0-5.json
+	$(RUN)python -m bench.lab.report .tools/lab-2.json .tools/lab-0-5.json --out $(OUT) --plots $(dir $(OUT))results
 
 generate: ## Compile protos and write docs/metrics.md, docs/cli.md and the table of docs/xds.md
 	$(RUN)python -m grpc_tools.protoc -Iprotos --python_out=xds_server/generated --pyi_out=xds_server/generated protos/*.proto

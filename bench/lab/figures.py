@@ -86,14 +86,6 @@ def _hourly(counts: Floats, routes: int) -> float:
     return float(counts.sum()) / routes / max(len(counts), 1) * 3600.0
 
 
-def _smooth(values: Floats) -> Floats:
-    """Mean of each tick and the two before it."""
-    kernel = np.ones(_SMOOTH) / _SMOOTH
-    padded = np.concatenate([np.repeat(values[:1], _SMOOTH - 1), values])
-    found: Floats = np.convolve(padded, kernel, mode="valid")
-    return found
-
-
 def _converged(cost: Floats, reference: Floats, event: int) -> float:
     """Ticks from the event until cost is near the clairvoyant's and stays so; inf: never.
 

@@ -8,7 +8,7 @@ import numpy as np
 from bench.lab.feed import Seen
 from bench.lab.worlds import World
 from xds_server.core.tables import Floats
-from xds_server.engine.loop import Tick, tick
+from xds_server.engine.loop import tick
 from xds_server.engine.state import EngineState, initial_state
 from xds_server.model.snapshot import Overlay
 from xds_server.model.telemetry import PairWindow, ProviderLoad
@@ -47,7 +47,6 @@ class Ours:
         self._taken: Overlay | None = None
         self._shares = layout.problem.baseline_shares.copy()
         self.tick_ms: list[float] = []
-        self.last: Tick | None = None
         self.z: list[Floats] = []
         """Of each tick, how many sigmas each settled forecast was off."""
         pairs, providers = layout.problem.pairs, layout.problem.providers
@@ -75,7 +74,6 @@ class Ours:
             elapsed_s=1.0,
         )
         self.tick_ms.append(1e3 * (time.perf_counter() - begun))
-        self.last = done
         self.z.append(done.lesson.outcomes.z)
         self._take_published()
         return self._shares

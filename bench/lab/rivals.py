@@ -68,6 +68,15 @@ class _Smoothed(Equal):
         self._memory[name] = np.where(np.isnan(values), before, mixed)
         return self._memory[name]
 
+    def filled(self, weights: Floats) -> Floats:
+        """(P,) weights; where there is none yet, the mean of the route's others."""
+        known = np.isfinite(weights)
+        mean = _ratio(
+            self.pairs.sum_by_route(np.where(known, weights, 0.0)),
+            self.pairs.sum_by_route(known.astype(float)),
+        )
+        return np.where(known, weights, np.nan_to_num(mean, nan=1.0)[self.pairs.route])
+
 
 def _ratio(a: Floats, b: Floats) -> Floats:
     """Quotient, NaN where there is nothing to divide by."""
@@ -95,14 +104,7 @@ class WeightedRoundRobin(_Smoothed):
         )
         load = np.maximum(seen.utilisation_ratio, 1e-3) + failing
         weight = self.smooth("weight", np.where(rate > 0.0, rate / load, np.nan))
-        spread = weight[pairs.provider]
-        known = np.isfinite(spread)
-        mean = _ratio(
-            pairs.sum_by_route(np.where(known, spread, 0.0)),
-            pairs.sum_by_route(known.astype(float)),
-        )
-        filled = np.where(known, spread, np.nan_to_num(mean, nan=1.0)[pairs.route])
-        self.shares = self._normal(filled)
+        self.shares = self._normal(self.filled(weight[pairs.provider]))
         return self.shares
 
 
@@ -186,13 +188,7 @@ class L3(_Smoothed):
         inflight = self.smooth("inflight", inflight)
         slow = self.smooth("p99", slow + penalty)
         weight = 100.0 / ((inflight + 1.0) ** 2 * slow)
-        known = np.isfinite(weight)
-        mean = _ratio(
-            self.pairs.sum_by_route(np.where(known, weight, 0.0)),
-            self.pairs.sum_by_route(known.astype(float)),
-        )
-        filled = np.where(known, weight, np.nan_to_num(mean, nan=1.0)[self.pairs.route])
-        self.shares = self._normal(filled)
+        self.shares = self._normal(self.filled(weight))
         return self.shares
 
 

@@ -9,17 +9,8 @@ from bench.lab.feed import Feed, Noise, draw_noise
 from bench.lab.layout import make_layout
 from bench.lab.ours import Ours
 from bench.lab.policies import POLICIES, Clairvoyant, DelayedClairvoyant, Policy
-from bench.lab.truth import (
-    FAILED,
-    LATENCY_S,
-    PRICE_MS,
-    REQUESTS,
-    SLOW,
-    USD,
-    Arrivals,
-    Truth,
-    draw_arrivals,
-)
+from bench.lab.serve import FAILED, LATENCY_S, PRICE_MS, REQUESTS, SLOW, USD
+from bench.lab.truth import Arrivals, Truth, draw_arrivals
 from bench.lab.worlds import TICKS, World, make_world
 from xds_server.core.tables import Floats
 from xds_server.model.topology import EngineSettings

@@ -16,7 +16,18 @@ from typing import Final
 import numpy as np
 
 from bench.lab.layout import SLO_S
-from bench.lab.serve import DETAIL_BASE_S, DETAIL_STEP, WHEEL, serve
+from bench.lab.serve import (
+    DETAIL_BASE_S,
+    DETAIL_STEP,
+    SCALARS,
+    WHEEL,
+    Counts,
+    Queues,
+    Requests,
+    Retries,
+    Scene,
+    serve,
+)
 from bench.lab.worlds import World
 from xds_server.core.tables import Floats, Ints
 from xds_server.model.telemetry import LATENCY_BUCKETS_MS
@@ -26,9 +37,6 @@ RING: Final = 4
 DETAIL: Final = 240
 """Bins of the latency histogram that figures are read from: logarithmic, 5 % each."""
 _BOUNDS_S: Final = np.array(LATENCY_BUCKETS_MS) / 1e3
-_SCALARS: Final = 7
-REQUESTS, LATENCY_S, FAILED, USD, PRICE_MS, SLOW, RETRIED = range(_SCALARS)
-"""Columns of ``Truth.scalars``: sums over the requests sent in one tick, by cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,135 +82,117 @@ class Truth:
         groups = int(shared.max()) + 1
         services = int(layout.provider_service.max()) + 1
         self._starts = np.append(pairs.starts, rows)
-        self._free = np.zeros((count, int(layout.servers.max())))
-        self._shared_free = np.zeros((max(groups, 1), world.shared_servers))
-        self._wheel = np.zeros((count, WHEEL), dtype=np.int32)
-        self._seen = np.zeros(count, dtype=np.int64)  # bucket up to which departures are counted
-        self.inflight = np.zeros(count, dtype=np.int64)
-        self._cell = layout.region * services + layout.service
-        self._usd_rate = layout.ms_per_usd
-        self.cells = int(self._cell.max()) + 1
-        # Telemetry in the tick in which it is complete, in a ring of ticks.
-        self._sent = np.zeros((RING, rows))
-        self._errors = np.zeros((RING, rows))
-        self._sum_s = np.zeros((RING, rows))
-        self._count = np.zeros((RING, rows))
-        self._hist = np.zeros((RING, rows, len(_BOUNDS_S) + 1), dtype=np.float32)
-        self._busy_s = np.zeros((RING, count))
-        self._ended = np.zeros((RING, rows))
-        self.active = np.zeros(rows)
-        self.scalars = np.zeros((self.cells, _SCALARS))
-        self.detail = np.zeros((world.ticks, DETAIL), dtype=np.int32)
-        self.provider_sent = np.zeros(count)
-        self._retry: tuple[Floats, Ints, Ints] = (
-            np.empty(0),
-            np.empty(0, dtype=np.int64),
-            np.empty(0, dtype=np.int64),
+        self._queues = Queues(
+            np.zeros((count, int(layout.servers.max()))),
+            np.zeros((max(groups, 1), world.shared_servers)),
+            np.zeros((count, WHEEL), dtype=np.int32),
+            np.zeros(count, dtype=np.int64),
+            np.zeros(count, dtype=np.int64),
         )
+        self._cell = layout.region * services + layout.service
+        sent, errors, sum_s, answers, ended = np.zeros((5, RING, rows))
+        hist = np.zeros((RING, rows, len(_BOUNDS_S) + 1), dtype=np.float32)
+        busy_s = np.zeros((RING, count))
+        self._counts = Counts(sent, errors, sum_s, answers, hist, ended, busy_s)
+        self.active = np.zeros(rows)
+        self.scalars = np.zeros((int(self._cell.max()) + 1, SCALARS))
+        self.detail = np.zeros((world.ticks, DETAIL), dtype=np.int32)
+        self._retries = _room(0)
 
     def run(self, tick: int, arrivals: Arrivals, shares: Floats) -> "Slot":
         """Serve one tick's requests by these shares (P,), and hand out its telemetry."""
+        requests = self._due(tick, arrivals)
+        for ring in self._counts:
+            ring[(tick + RING - 1) % RING] = 0.0  # was handed out RING ticks ago
+        self.scalars[:] = 0.0
+        made = _room(len(requests.at_s) if self.world.retries else 0)
+        kept = serve(
+            requests,
+            self._scene(tick, shares),
+            self._queues,
+            self._counts,
+            self.scalars,
+            self.detail[tick],
+            made,
+        )
+        old = self._retries
+        self._retries = Retries._make(
+            np.concatenate([a, b[:kept]]) for a, b in zip(old, made, strict=True)
+        )
+        sent, errors, sum_s, count, hist, ended, busy_s = (c[tick % RING] for c in self._counts)
+        self.active += sent - ended
+        return Slot(
+            sent.copy(),
+            errors.copy(),
+            sum_s.copy(),
+            count.copy(),
+            hist.copy(),
+            self.active.copy(),
+            busy_s / self.world.layout.servers,
+        )
+
+    def _scene(self, tick: int, shares: Floats) -> Scene:
+        """What serves in that tick, by these shares (P,)."""
         world, layout = self.world, self.world.layout
         pairs = layout.problem.pairs
-        at_s, route, pick, work, luck, attempt = self._due(tick, arrivals)
-        # Columns of this ring row were handed out RING ticks ago.
-        last = (tick + RING - 1) % RING
-        for ring in (self._sent, self._errors, self._sum_s, self._count, self._busy_s, self._ended):
-            ring[last] = 0.0
-        self._hist[last] = 0.0
-        self.scalars[:] = 0.0
-        shared_s = world.shared_s[tick] if world.shared_s is not None else np.zeros(1)
-        room = len(at_s) if world.retries else 0
-        retry_at, retry_route = np.empty(room), np.empty(room, dtype=np.int64)
-        retry_attempt = np.empty(room, dtype=np.int64)
-        kept = serve(
-            at_s,
-            route,
-            pick,
-            work,
-            luck,
-            attempt,
+        return Scene(
             self._starts,
             _cumulate(shares, pairs.starts),
             pairs.provider,
             layout.rtt_s,
+            layout.egress_usd,
             layout.service_s * world.slowness[tick],
             layout.servers,
             layout.endpoints,
             world.error_ratio[tick],
             world.price_usd[tick],
-            layout.egress_usd,
-            self._usd_rate,
-            self._free,
             world.shared,
-            self._shared_free,
-            shared_s,
+            world.shared_service_s(tick),
+            layout.ms_per_usd,
+            self._cell,
+            _BOUNDS_S,
+            SLO_S,
             layout.timeout_s,
             world.retries,
             self.least_request,
-            self._wheel,
-            self._seen,
-            self.inflight,
-            _BOUNDS_S,
-            self._sent,
-            self._errors,
-            self._sum_s,
-            self._count,
-            self._hist,
-            self._busy_s,
-            self._ended,
-            self._cell,
-            self.scalars,
-            self.detail[tick],
-            np.full(pairs.routes, SLO_S),
-            retry_at,
-            retry_route,
-            retry_attempt,
-        )
-        when, which, attempts = self._retry
-        self._retry = (
-            np.concatenate([when, retry_at[:kept]]),
-            np.concatenate([which, retry_route[:kept]]),
-            np.concatenate([attempts, retry_attempt[:kept]]),
-        )
-        row = tick % RING
-        self.active += self._sent[row] - self._ended[row]
-        self.provider_sent = pairs.sum_by_provider(self._sent[row])
-        return Slot(
-            self._sent[row].copy(),
-            self._errors[row].copy(),
-            self._sum_s[row].copy(),
-            self._count[row].copy(),
-            self._hist[row].copy(),
-            self.active.copy(),
-            self._busy_s[row] / layout.servers,
         )
 
     def wait_s(self, now_s: float) -> Floats:
         """(J,) how long a request that came now would wait."""
         servers = self.world.layout.servers
-        column = np.arange(self._free.shape[1])
-        free = np.where(column < servers[:, None], self._free, np.inf)
+        free = self._queues.free
+        free = np.where(np.arange(free.shape[1]) < servers[:, None], free, np.inf)
         wait: Floats = np.maximum(free.min(axis=1) - now_s, 0.0)
         return wait
 
-    def _due(self, tick: int, arrivals: Arrivals) -> tuple[np.ndarray, ...]:
+    def _due(self, tick: int, arrivals: Arrivals) -> Requests:
         """Merge this tick's first attempts with the retries that are due in it."""
         first = np.zeros(len(arrivals.at_s), dtype=np.int64)
-        mine = (arrivals.at_s, arrivals.route, arrivals.pick, arrivals.work, arrivals.luck, first)
-        when, route, attempt = self._retry
-        due = when < tick + 1
+        mine = Requests(
+            arrivals.at_s, arrivals.route, arrivals.pick, arrivals.work, arrivals.luck, first
+        )
+        due = self._retries.at_s < tick + 1
         if not due.any():
             return mine
-        self._retry = (when[~due], route[~due], attempt[~due])
+        again = Retries._make(a[due] for a in self._retries)
+        self._retries = Retries._make(a[~due] for a in self._retries)
+        count = len(again.at_s)
         # A retry's luck is its own: a hash of when it happens.
-        draws = np.random.default_rng([tick, int(due.sum())]).random((3, int(due.sum())))
+        draws = np.random.default_rng([tick, count]).random((3, count))
         spread = np.log1p(self.world.service_cv2)
         work = np.exp(spread / 2.0 * -1.0 + np.sqrt(spread) * _normal(draws[1]))
-        extra = (when[due], route[due], draws[0], work, draws[2], attempt[due])
-        at_s = np.concatenate([mine[0], extra[0]])
-        order = np.argsort(at_s, kind="stable")
-        return tuple(np.concatenate([a, b])[order] for a, b in zip(mine, extra, strict=True))
+        extra = Requests(again.at_s, again.route, draws[0], work, draws[2], again.attempt)
+        order = np.argsort(np.concatenate([mine.at_s, extra.at_s]), kind="stable")
+        return Requests._make(
+            np.concatenate([a, b])[order] for a, b in zip(mine, extra, strict=True)
+        )
+
+
+def _room(count: int) -> Retries:
+    """Room for that many retries."""
+    return Retries(
+        np.empty(count), np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,11 @@ class World:
         blank = np.full(len(self.layout.servers), -1, dtype=np.int64)
         return blank if self.shared_of is None else self.shared_of
 
+    def shared_service_s(self, tick: int) -> Floats:
+        """(G,) service times of the shared stations; one that nobody needs where there is none."""
+        none: Floats = np.zeros(1)
+        return none if self.shared_s is None else self.shared_s[tick]
+
     @property
     def service_cv2(self) -> float:
         """Squared coefficient of variation of service times."""

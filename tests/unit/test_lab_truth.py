@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from bench.lab.clairvoyant import Oracle, erlang_c_wait, expected_ms
+from bench.lab.clairvoyant import GAP_RATIO, Oracle, erlang_c_wait, expected_ms
 from bench.lab.feed import Feed, draw_noise
 from bench.lab.layout import make_layout
 from bench.lab.truth import Truth, draw_arrivals, quantile_s
@@ -116,7 +116,9 @@ def test_least_request_takes_the_emptier_provider(world):
 def test_the_optimum_is_that_of_scipy(world):
     layout = world.layout
     pairs = layout.problem.pairs
-    found = Oracle(world).solve(0)
+    oracle = Oracle(world)
+    found = oracle.solve(0)
+    assert oracle.gap_ratio <= GAP_RATIO
     best = expected_ms(world, 0, found)
 
     def cost(logits):
