@@ -130,6 +130,16 @@ def test_models_start_learned_also_when_sidecars_have_lost_their_weights(
             assert (after.state.models.service.variance > known.variance).all()
 
 
+def test_the_way_back_from_the_baseline_takes_two_ticks_with_history(
+    learned: tuple[Plane, Path],
+) -> None:
+    before, path = learned
+    after = restarted(before, path, down_s=60.0)
+    assert distance(after.shares, before.shares) > 0.5
+    after.step(2)
+    assert distance(after.shares, before.shares) < 0.01
+
+
 def test_the_first_forecast_is_nearer_the_truth_with_history(
     learned: tuple[Plane, Path],
 ) -> None:
