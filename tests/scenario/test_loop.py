@@ -119,17 +119,12 @@ def test_mode_observe_measures_and_decides_nothing() -> None:
     assert plane.actuator.overlays == []
 
 
-def cost_ms(plane: Plane) -> float:
-    assert plane.last is not None
-    return float(plane.last.decision.chosen.cost_ms[0])
-
-
 def test_a_provider_that_failed_is_tried_again_when_it_is_well() -> None:
     """At the floor it gets a request or two in a second, and still comes back."""
     stations = three()
     plane = Plane(stations, 150.0, baseline=BASELINE)
     plane.step(20)
-    before, cost = plane.shares["east"], cost_ms(plane)
+    before = plane.shares["east"]
     stations["east"].service_s *= 6.0
     stations["east"].error_ratio = 0.5
     plane.step(12)
@@ -137,9 +132,7 @@ def test_a_provider_that_failed_is_tried_again_when_it_is_well() -> None:
     stations["east"].service_s /= 6.0
     stations["east"].error_ratio = 0.0
     plane.step(20)
-    assert plane.shares["east"] >= before / 3.0
-    # The optimum is flat: what is left to gain is less than what tells it from chance.
-    assert cost_ms(plane) <= 1.015 * cost
+    assert plane.shares["east"] >= before / 2.0
 
 
 def test_a_dead_provider_that_is_hardly_probed_is_not_believed_well() -> None:
