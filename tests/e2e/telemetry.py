@@ -75,11 +75,9 @@ class Tally:
         self.refused: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
 
-    def telemetry(self, source: str, *, messages: int, samples: int, dropped: int = 0) -> None:
+    def telemetry(self, source: str, *, messages: int, samples: int) -> None:
         self.counted[f"{source} messages"] += messages
         self.counted[f"{source} samples"] += samples
-        if dropped:
-            self.refused["value"] += dropped
 
     def telemetry_refused(self, source: str, reason: str, count: int = 1) -> None:
         self.refused[f"{source} {reason}"] += count

@@ -15,7 +15,8 @@ from xds_server.registry.calls import SLOTS, TOO_MANY, TURNS, CallSamples
 from xds_server.registry.instance_views import instance_views
 from xds_server.registry.registry import Registry
 from xds_server.registry.sampled import calls_by_node, calls_by_provider, sampled_calls
-from xds_server.telemetry.access_log import MESSAGE_MAX_BYTES, parse_access_log, read_calls
+from xds_server.telemetry.access_log import parse_access_log, read_calls
+from xds_server.telemetry.messages import MESSAGE_MAX_BYTES
 
 OURS = frozenset({"a", "b"})
 GET, HEAD, POST, OPTIONS = 1, 2, 3, 7

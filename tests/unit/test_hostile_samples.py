@@ -15,7 +15,8 @@ from tests.unit.test_speaker import METRICS, Served, served, total
 from xds_server.errors import RemoteProtocolError
 from xds_server.model.telemetry import LATENCY_BUCKETS_MS, SampleBatch
 from xds_server.telemetry.counters import DOUBTS_MAX, SEEN_MAX, Bases
-from xds_server.telemetry.metrics import MESSAGE_MAX_BYTES, MetricsDecoder, parse_metrics
+from xds_server.telemetry.messages import MESSAGE_MAX_BYTES
+from xds_server.telemetry.metrics import MetricsDecoder, parse_metrics
 from xds_server.wire.bounds import BURST, SHARE_BYTES, OversizedError, Pace
 
 COUNT = len(LATENCY_BUCKETS_MS)

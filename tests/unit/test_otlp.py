@@ -11,9 +11,10 @@ from xds_server.errors import RemoteProtocolError
 from xds_server.generated import xds_server_otlp_pb2 as pb
 from xds_server.model.telemetry import LATENCY_BUCKETS_MS, SampleBatch
 from xds_server.telemetry.counters import Bases
+from xds_server.telemetry.messages import MESSAGE_MAX_BYTES
 from xds_server.telemetry.metrics import MetricsDecoder
 from xds_server.telemetry.otlp import OtlpDecoder
-from xds_server.telemetry.otlp_values import MESSAGE_MAX_BYTES, node_of, parse_otlp, read_otlp
+from xds_server.telemetry.otlp_values import node_of, parse_otlp, read_otlp
 
 OURS = frozenset({"a", "b"})
 BUCKETS = len(LATENCY_BUCKETS_MS) + 1
@@ -218,7 +219,7 @@ def test_an_export_is_one_nodes() -> None:
 
 
 def test_what_is_no_message_or_too_large_is_refused() -> None:
-    with pytest.raises(RemoteProtocolError, match="do not parse"):
+    with pytest.raises(RemoteProtocolError, match="ExportMetricsServiceRequest does not parse"):
         parse_otlp(b"\xff")
     with pytest.raises(RemoteProtocolError, match="8 MiB"):
         parse_otlp(bytes(MESSAGE_MAX_BYTES + 1))

@@ -12,7 +12,8 @@ from xds_server.model.telemetry import COUNTERS, LATENCY_BUCKETS_MS, LoadReport,
 from xds_server.telemetry.counters import NODES_KEPT, Bases
 from xds_server.telemetry.layout import SHARED_MAX, Layouts
 from xds_server.telemetry.load import parse_load_stats, read_reports
-from xds_server.telemetry.metrics import MESSAGE_MAX_BYTES, MetricsDecoder, parse_metrics
+from xds_server.telemetry.messages import MESSAGE_MAX_BYTES
+from xds_server.telemetry.metrics import MetricsDecoder, parse_metrics
 from xds_server.wire.node import parse_node
 
 PRICE = "named_metrics.price_per_million_requests_usd"

@@ -4,16 +4,13 @@ from collections import Counter
 from typing import Any, Final
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
-from xds_server.errors import RemoteProtocolError
 from xds_server.generated import xds_server_access_log_pb2 as pb
 from xds_server.model.calls import CALL_BOUNDS_MS, CALL_COLUMNS, FLAGS, CallBatch
 from xds_server.model.ids import NodeId, ProviderName
+from xds_server.telemetry.messages import parsed
 from xds_server.telemetry.values import LARGE, NEGATIVE
 
-MESSAGE_MAX_BYTES: Final = 8 * 2**20
-"""Larger messages are dropped unread: parsing one would hold up everything else."""
 SIZE_MOST: Final = 2**50
 """A call whose headers or bodies are larger is not believed."""
 TIME_MOST_S: Final = 86_400.0
@@ -32,14 +29,7 @@ class _RefusedError(Exception):
 
 def parse_access_log(body: bytes) -> pb.StreamAccessLogsMessage:
     """Read one message. Raises RemoteProtocolError when it is none, or too large to be read."""
-    if len(body) > MESSAGE_MAX_BYTES:
-        raise RemoteProtocolError(f"a message of {len(body)} bytes; the most is 8 MiB")
-    message = pb.StreamAccessLogsMessage()
-    try:
-        message.ParseFromString(body)
-    except DecodeError as error:
-        raise RemoteProtocolError(f"access log does not parse: {error}") from None
-    return message
+    return parsed(pb.StreamAccessLogsMessage, body)
 
 
 def read_calls(

@@ -4,11 +4,9 @@ import math
 from collections import Counter
 from typing import Any, Final
 
-from google.protobuf.message import DecodeError
-
-from xds_server.errors import RemoteProtocolError
 from xds_server.generated import xds_server_load_report_pb2 as pb
 from xds_server.model.telemetry import LoadReport
+from xds_server.telemetry.messages import parsed
 from xds_server.telemetry.values import LARGE, NAN, NEGATIVE
 
 PRICE_METRIC: Final = "named_metrics.price_per_million_requests_usd"
@@ -21,13 +19,8 @@ _READ: Final = frozenset({*_SCALARS, PRICE_METRIC})
 
 
 def parse_load_stats(body: bytes) -> pb.LoadStatsRequest:
-    """Read one message. Raises RemoteProtocolError when it is none."""
-    message = pb.LoadStatsRequest()
-    try:
-        message.ParseFromString(body)
-    except DecodeError as error:
-        raise RemoteProtocolError(f"load report does not parse: {error}") from None
-    return message
+    """Read one message. Raises RemoteProtocolError when it is none, or too large to be read."""
+    return parsed(pb.LoadStatsRequest, body)
 
 
 def read_reports(message: pb.LoadStatsRequest) -> tuple[list[LoadReport], Counter[str]]:

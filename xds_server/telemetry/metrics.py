@@ -6,16 +6,14 @@ from typing import Final
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from xds_server.errors import RemoteProtocolError
 from xds_server.generated import xds_server_metrics_pb2 as pb
 from xds_server.model.ids import NodeId, ProviderName
 from xds_server.model.telemetry import SampleBatch
 from xds_server.telemetry.counters import ABSURD_RATE, Base, Bases
 from xds_server.telemetry.layout import Layout, Layouts, open_field
+from xds_server.telemetry.messages import parsed
 from xds_server.telemetry.values import MOST_PER_S, Values, read_message
 
-MESSAGE_MAX_BYTES: Final = 8 * 2**20
-"""Larger messages are dropped unread: parsing one would hold up everything else."""
 LAYOUTS_MAX: Final = 16
 """Layouts kept per stream (a flush may come in several messages); the oldest is dropped."""
 PATIENCE: Final = 8
@@ -155,14 +153,7 @@ class MetricsDecoder:
 
 def parse_metrics(body: bytes) -> pb.StreamMetricsMessage:
     """Read one message. Raises RemoteProtocolError when it is none, or too large to be read."""
-    if len(body) > MESSAGE_MAX_BYTES:
-        raise RemoteProtocolError(f"a message of {len(body)} bytes; the most is 8 MiB")
-    message = pb.StreamMetricsMessage()
-    try:
-        message.ParseFromString(body)
-    except DecodeError as error:
-        raise RemoteProtocolError(f"metrics do not parse: {error}") from None
-    return message
+    return parsed(pb.StreamMetricsMessage, body)
 
 
 def _first_name(body: bytes, at: int) -> bytes:

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from xds_server.errors import RemoteProtocolError
 from xds_server.generated import xds_server_otlp_pb2 as pb
 from xds_server.model.ids import NodeId, ProviderName
 from xds_server.model.telemetry import Floats
+from xds_server.telemetry.messages import parsed
 from xds_server.telemetry.values import (
     ABSURD,
     BOUNDS,
@@ -45,8 +45,6 @@ from xds_server.telemetry.values import (
     rebinned,
 )
 
-MESSAGE_MAX_BYTES: Final = 8 * 2**20
-"""Larger messages are dropped unread: parsing one would hold up everything else."""
 NODE_ATTRIBUTE: Final = "service.instance.id"
 """The resource attribute that says whose metrics they are
 (https://opentelemetry.io/docs/specs/semconv/resource/#service)."""
@@ -86,14 +84,7 @@ class OtlpValues:
 
 def parse_otlp(body: bytes) -> pb.ExportMetricsServiceRequest:
     """Read one export. Raises RemoteProtocolError when it is none, or too large to be read."""
-    if len(body) > MESSAGE_MAX_BYTES:
-        raise RemoteProtocolError(f"a message of {len(body)} bytes; the most is 8 MiB")
-    message = pb.ExportMetricsServiceRequest()
-    try:
-        message.ParseFromString(body)
-    except DecodeError as error:
-        raise RemoteProtocolError(f"metrics do not parse: {error}") from None
-    return message
+    return parsed(pb.ExportMetricsServiceRequest, body)
 
 
 def node_of(message: pb.ExportMetricsServiceRequest) -> NodeId:

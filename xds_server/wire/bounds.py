@@ -1,5 +1,7 @@
 """How much one telemetry stream may send, so that no node takes the loop from the others."""
 
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from xds_server.errors import RemoteProtocolError
@@ -14,8 +16,8 @@ BURST: Final = 100.0
 """Messages that may come at once, after this process was held up."""
 SHARE_BYTES: Final = 512 * 1024
 """A message counts once more for each of these."""
-RATE: Final = "rate"
-OVERSIZED: Final = "oversized"
+PACES_MAX: Final = 10_000
+"""Connections whose pace is kept; the least recently heard starts with a full bucket again."""
 
 
 class OversizedError(RemoteProtocolError):
@@ -57,3 +59,20 @@ class Pace:
             return False
         self._tokens -= cost
         return True
+
+
+class Paces:
+    """The pace of each connection, where messages are calls of their own; bounded."""
+
+    def __init__(self) -> None:
+        self._paces: OrderedDict[str, Pace] = OrderedDict()
+
+    def of(self, peer: str, start: Callable[[], Pace]) -> Pace:
+        """Return a connection's, a new one by ``start``."""
+        pace = self._paces.get(peer)
+        if pace is None:
+            pace = self._paces[peer] = start()
+            if len(self._paces) > PACES_MAX:
+                self._paces.popitem(last=False)
+        self._paces.move_to_end(peer)
+        return pace

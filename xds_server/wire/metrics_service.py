@@ -2,28 +2,22 @@
 
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import grpc
-import structlog
 
-from xds_server.errors import RemoteProtocolError
 from xds_server.model.ids import NodeId, ProviderName
-from xds_server.model.telemetry import LoadReport, SampleBatch
+from xds_server.model.telemetry import SampleBatch
 from xds_server.ports import Clock
 from xds_server.telemetry.counters import TWICE, Bases
 from xds_server.telemetry.layout import Layouts
-from xds_server.telemetry.metrics import MESSAGE_MAX_BYTES, MetricsDecoder, parse_metrics
+from xds_server.telemetry.metrics import MetricsDecoder, parse_metrics
 from xds_server.telemetry.turns import Caller
-from xds_server.wire.bounds import OVERSIZED, RATE, OversizedError, Pace
-from xds_server.wire.node import parse_node
-from xds_server.wire.speaker import WAITING, Speaker, SpeakerRefusedError, Speakers, refuse
-
-log = structlog.get_logger()
+from xds_server.wire.intake import Context, Intake, Reader, Taken, Tally, announced
+from xds_server.wire.speaker import Speakers
 
 SOURCE = "metrics_service"
 SERVICE = "envoy.service.metrics.v3.MetricsService"
-Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class Sink(Protocol):
@@ -44,32 +38,11 @@ class Sink(Protocol):
         """Take in how many healthy hosts a sidecar has, by provider."""
         ...
 
-    def observe_load(self, node_id: NodeId, reports: list[LoadReport], now_s: float) -> None:
-        """Take in what providers said of themselves."""
-        ...
-
-
-class Tally(Protocol):
-    """Who counts what arrives."""
-
-    def telemetry(self, source: str, *, messages: int, samples: int, dropped: int = 0) -> None:
-        """One message was decoded; ``dropped`` are values whose reason is not said apart."""
-        ...
-
-    def telemetry_refused(self, source: str, reason: str, count: int = 1) -> None:
-        """Messages, values or a stream were refused."""
-        ...
-
-    def telemetry_event(self, source: str, event: str) -> None:
-        """A message was taken in that did not follow from the one before."""
-        ...
-
 
 class MetricsService:
     """Client-streaming: messages go straight into the sink's arrays, nothing queues.
 
-    ``interval_s`` is how often sidecars are configured to report; it is read when a stream
-    opens. ``bases`` are where each node's counters are.
+    ``bases`` are where each node's counters are.
     """
 
     def __init__(
@@ -80,8 +53,8 @@ class MetricsService:
         speakers: Speakers,
         interval_s: Callable[[], float] = lambda: 1.0,
     ) -> None:
-        self._sink, self._tally, self._clock = sink, tally, clock
-        self._speakers, self._interval_s = speakers, interval_s
+        self._sink, self._interval_s = sink, interval_s
+        self._intake = Intake(SOURCE, tally, clock, speakers, interval_s)
         self.bases, self._layouts = Bases(), Layouts()
         self._ids = itertools.count(1)
 
@@ -92,61 +65,48 @@ class MetricsService:
         )
 
     async def _stream(self, messages: Any, context: Context) -> bytes:
-        try:
-            await self._receive(messages, context)
-        except SpeakerRefusedError as error:
-            await refuse(error, SOURCE, context, self._tally)
-        except RemoteProtocolError as error:
-            reason = OVERSIZED if isinstance(error, OversizedError) else "malformed"
-            self._tally.telemetry_refused(SOURCE, reason)
-            log.warning("telemetry.refused", source=SOURCE, reason=str(error)[:500])
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:1000])
+        caller = Caller(context.peer(), next(self._ids))
+        decoder = MetricsDecoder(self.bases, self._sink.providers, self._layouts)
+        reader = _Statistics(self._sink, self.bases, decoder, caller, self._interval_s)
+        await self._intake.stream(messages, context, reader)
         return b""
 
-    async def _receive(self, messages: Any, context: Context) -> None:
-        pace = Pace(self._interval_s(), MESSAGE_MAX_BYTES)
-        caller = Caller(context.peer(), next(self._ids))
-        node_id, speaker = "", None
-        decoder = MetricsDecoder(self.bases, self._sink.providers, self._layouts)
-        try:
-            async for body in messages:
-                if not pace.take(len(body), self._clock.now_s()):
-                    self._too_fast(node_id, pace)
-                    await self._clock.sleep_s(pace.gap_s)
-                    continue
-                if speaker is None:
-                    node_id, speaker = self._first(body, context)
-                if not speaker.may():  # its counters are not lost: a later message has them
-                    self._tally.telemetry_refused(SOURCE, WAITING)
-                    decoder.hold(body, node_id, self._clock.now_s())
-                elif self.bases.turn(node_id, caller, self._interval_s(), self._clock.now_s()):
-                    self._take(decoder, body, node_id)
-                else:
-                    self._tally.telemetry_refused(SOURCE, TWICE)
-                    decoder.release()
-        finally:
-            self.bases.leave(node_id, caller)
 
-    def _first(self, body: bytes, context: Context) -> tuple[NodeId, Speaker]:
-        node_id = parse_node(parse_metrics(body).identifier.node).node_id
-        if not node_id:
-            raise RemoteProtocolError("the first message of a stream needs identifier.node")
-        return node_id, self._speakers.of(context, node_id)
+class _Statistics(Reader[bytes]):
+    """One stream's. Bytes stay bytes: the decoder knows where in them the values are."""
 
-    def _too_fast(self, node_id: NodeId, pace: Pace) -> None:
-        self._tally.telemetry_refused(SOURCE, RATE)
-        if pace.lost == 1:
-            log.warning("telemetry.too_fast", source=SOURCE, node_id=node_id[:200])
+    def __init__(
+        self,
+        sink: Sink,
+        bases: Bases,
+        decoder: MetricsDecoder,
+        caller: Caller,
+        interval_s: Callable[[], float],
+    ) -> None:
+        self._sink, self._bases, self._decoder = sink, bases, decoder
+        self._caller, self._interval_s = caller, interval_s
 
-    def _take(self, decoder: MetricsDecoder, body: bytes, node_id: NodeId) -> None:
-        now_s = self._clock.now_s()
+    def parse(self, body: bytes) -> bytes:
+        return body
+
+    def node_id(self, message: bytes) -> NodeId:
+        return announced(parse_metrics(message).identifier.node, "identifier.node")
+
+    def wait(self, message: bytes, node_id: NodeId, now_s: float) -> None:
+        # Its counters are not lost: a later message has them.
+        self._decoder.hold(message, node_id, now_s)
+
+    def take(self, message: bytes, node_id: NodeId, now_s: float) -> Taken:
+        decoder = self._decoder
+        if not self._bases.turn(node_id, self._caller, self._interval_s(), now_s):
+            decoder.release()
+            return Taken.nothing(TWICE)
         decoder.use(self._sink.providers)  # a reload may change them
-        batch = decoder.decode(body, node_id, now_s)
-        self._tally.telemetry(SOURCE, messages=1, samples=decoder.samples)
-        for reason, count in decoder.refused.items():
-            self._tally.telemetry_refused(SOURCE, reason, count)
-        for event in decoder.events:
-            self._tally.telemetry_event(SOURCE, event)
+        batch = decoder.decode(message, node_id, now_s)
         self._sink.observe_hosts(node_id, decoder.hosts, now_s)
         if batch is not None:
             self._sink.observe(batch, now_s)
+        return Taken(decoder.samples, decoder.refused, decoder.events)
+
+    def leave(self, node_id: NodeId) -> None:
+        self._bases.leave(node_id, self._caller)

@@ -83,13 +83,11 @@ class Recorder:
         self._metrics.streams_open.labels(stream.protocol).dec()
         self._metrics.streams_ended_total.labels(reason).inc()
 
-    def telemetry(self, source: str, *, messages: int, samples: int, dropped: int = 0) -> None:
-        """One message was decoded; ``dropped`` are values whose reason is not said apart."""
+    def telemetry(self, source: str, *, messages: int, samples: int) -> None:
+        """Messages were decoded."""
         m = self._metrics
         m.telemetry_messages_total.labels(source).inc(messages)
         m.telemetry_samples_total.labels(source).inc(samples)
-        if dropped:
-            m.telemetry_refused_total.labels(source, "value").inc(dropped)
 
     def telemetry_refused(self, source: str, reason: str, count: int = 1) -> None:
         """Messages, values or a stream were refused."""

@@ -18,16 +18,11 @@ wrong is refused. The first rule that applies decides:
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
-
-import grpc
-import structlog
+from typing import Final, Protocol
 
 from xds_server.model.ids import NodeId
 from xds_server.ports import Clock
 from xds_server.wire.identity import Identity, read_identity
-
-log = structlog.get_logger()
 
 GRACE_S: Final = 5.0
 """How long a stream may not fit, since the node's ADS stream may just be moving."""
@@ -36,8 +31,6 @@ KEPT_S: Final = 0.5
 (2 s), by more than a tick, so that nothing is read that the registry would not take."""
 PLACES_KEPT: Final = 8
 """Addresses and certificates kept per node; of more, the least recent is forgotten."""
-WAITING: Final = "no ADS stream"
-WRONG: Final = "wrong node"
 _NAMED: Final = 3
 _NAME_MAX: Final = 200
 
@@ -55,14 +48,6 @@ class Context(Protocol):
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         """Return what TLS knows of them."""
-        ...
-
-
-class Tally(Protocol):
-    """Who counts what is refused."""
-
-    def telemetry_refused(self, source: str, reason: str) -> None:
-        """One message or stream was refused."""
         ...
 
 
@@ -224,13 +209,6 @@ class Speaker:
         if self._misfit_since_s is None:
             self._misfit_since_s = now_s
         return why if now_s - self._misfit_since_s >= self._grace_s else ""
-
-
-async def refuse(error: SpeakerRefusedError, source: str, context: Any, tally: Tally) -> None:
-    """Count, log (the log bounds its lines) and end that stream alone; raises gRPC's abort."""
-    tally.telemetry_refused(source, WRONG)
-    log.warning("telemetry.wrong_node", source=source, reason=str(error), peer=context.peer())
-    await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error)[:1000])
 
 
 def _cut(node_id: NodeId) -> str:
