@@ -13,7 +13,7 @@ import aiohttp
 import structlog
 from yarl import URL
 
-from xds_server.errors import AdapterError
+from adapters.fetch import Server
 from xds_server.model.usage import Usage
 from xds_server.ports import UsageUpdate
 
@@ -22,8 +22,6 @@ log = structlog.get_logger()
 BODY_BYTES_MAX: Final = 8 * 2**20
 """About 80,000 series with one label; a longer answer is refused, not cut."""
 SHOWN: Final = 200
-_CHUNK_BYTES: Final = 65_536
-_HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
 _MOVED: Final = frozenset((301, 302, 303, 307, 308))
 _REMEDIES: Final = {
     401: "write user and password in its url",
@@ -53,20 +51,16 @@ class PrometheusMetering:
         sleep_s: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """``queries`` are PromQL, by the field of ``Usage`` that they give."""
-        base = URL(url)
-        path = base.path.rstrip("/") + "/api/v1/query"
-        self._url = base.with_path(path).with_query(base.query)
-        # User, password and query are often secrets.
-        self._shown = str(base.with_user(None).with_query(None))
+        self._server = Server(
+            URL(url), path="/api/v1/query", timeout_s=timeout_s, bytes_max=BODY_BYTES_MAX
+        )
+        self._lost = self._server.lost
         self._queries, self._label, self._of_providers = dict(queries), label, of_providers
         self._every_s, self._timeout_s, self._sleep_s = every_s, timeout_s, sleep_s
 
     async def watch(self) -> AsyncIterator[UsageUpdate]:
         """Yield what is in use now, and again at each look; see ``ports.Metering``."""
-        limit = aiohttp.ClientTimeout(total=self._timeout_s)
-        async with aiohttp.ClientSession(
-            headers=_HEADERS, timeout=limit, auto_decompress=False
-        ) as session:
+        async with self._server.session() as session:
             while True:
                 yield await self._look(session)
                 await self._sleep_s(self._every_s)
@@ -82,31 +76,14 @@ class PrometheusMetering:
         return UsageUpdate(tuple(Usage(of, self._of_providers, **v) for of, v in found.items()))
 
     async def _ask(self, session: aiohttp.ClientSession, query: str) -> tuple[int, bytes]:
+        # By POST, since a query may be longer than a URL may be.
         form = {"query": query, "timeout": f"{self._timeout_s:g}s"}
-        try:
-            # By POST, since a query may be longer than a URL may be.
-            async with session.post(self._url, data=form, allow_redirects=False) as answer:
-                if answer.status in _MOVED:  # followed, a POST would lose what it asks
-                    remedy = "write where it is as its url"
-                    raise self._lost(f"answers {answer.status}, it is elsewhere; {remedy}")
-                if answer.headers.get("Content-Encoding", "identity") != "identity":
-                    raise self._lost("answers with compression, which was not asked for")
-                return answer.status, await self._body(answer)
-        except TimeoutError as error:
-            raise self._lost(f"does not answer within {self._timeout_s:g} s") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            # Some of its messages have the whole URL; the class says enough without it.
-            known = isinstance(error, OSError) and error.strerror
-            raise self._lost(known or type(error).__name__) from error
-
-    async def _body(self, answer: aiohttp.ClientResponse) -> bytes:
-        body = bytearray()
-        async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
-            body += chunk
-            if len(body) > BODY_BYTES_MAX:
-                remedy = f"write a query that keeps one label: `sum by ({self._label}) (...)`"
-                raise self._lost(f"answers with more than {BODY_BYTES_MAX} bytes; {remedy}")
-        return bytes(body)
+        async with self._server.ask(session, form=form) as answer:
+            if answer.status in _MOVED:
+                remedy = "write where it is as its url"
+                raise self._lost(f"answers {answer.status}, it is elsewhere; {remedy}")
+            remedy = f"write a query that keeps one label: `sum by ({self._label}) (...)`"
+            return answer.status, await self._server.body(answer, remedy)
 
     def _read(self, name: str, status: int, body: bytes) -> dict[str, float]:
         """Return the values of one answer by label; raises for what is no vector."""
@@ -147,7 +124,7 @@ class PrometheusMetering:
                 values[of] = value
         if unlabelled:
             log.warning(
-                "usage.unlabelled", source=self._shown, query=_key(name), label=self._label,
+                "usage.unlabelled", source=self._server.shown, query=_key(name), label=self._label,
                 series=unlabelled,
             )  # fmt: skip
         return values
@@ -158,9 +135,6 @@ class PrometheusMetering:
         except (ValueError, RecursionError):
             answer = None
         return answer if isinstance(answer, dict) else {}
-
-    def _lost(self, why: str, *, retryable: bool = True) -> AdapterError:
-        return AdapterError(f"{self._shown}: {why}", retryable=retryable)
 
 
 def _key(name: str) -> str:
