@@ -40,7 +40,7 @@ class Process:
     def __init__(self, folder: Path, at_s: float, file: str | None = FILE) -> None:
         self.clock = Clock(at_s, at_s - 5.0)
         self.bases = Bases()
-        self.kept = KeptCounters(folder, file, self.bases, self.clock)
+        self.kept = KeptCounters(None if file is None else folder / file, self.bases, self.clock)
         self.kept.load()
         self.decoder = MetricsDecoder(self.bases, frozenset({"a"}))
 

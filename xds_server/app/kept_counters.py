@@ -27,8 +27,8 @@ _NODES: Final = "nodes_1"
 class KeptCounters:
     """The file ``NAME.counters`` beside a history file; without one that is ours, none."""
 
-    def __init__(self, folder: Path, history: str | None, bases: Bases, clock: Clock) -> None:
-        self._path = None if history is None else folder / f"{history}.counters"
+    def __init__(self, history: Path | None, bases: Bases, clock: Clock) -> None:
+        self._path = None if history is None else history.with_name(f"{history.name}.counters")
         self._bases, self._clock = bases, clock
 
     def load(self) -> None:

@@ -14,7 +14,6 @@ from xds_server.app.instances import (
     record_instances,
     see_instances,
 )
-from xds_server.app.kept_counters import KeptCounters
 from xds_server.app.prices import Prices, with_prices
 from xds_server.app.registered import (
     CallRecorder,
@@ -23,6 +22,7 @@ from xds_server.app.registered import (
     show_services,
     with_capacities,
 )
+from xds_server.app.telemetry import TelemetryServices
 from xds_server.app.usage import Meters
 from xds_server.app.what_if import ask_engine, ask_history
 from xds_server.cache.nodes import NodeHandle
@@ -55,13 +55,9 @@ from xds_server.registry.registry import Registry
 from xds_server.registry.services import VALID_LOOKS, Directory, services_of
 from xds_server.registry.tariffs import Tariffs
 from xds_server.resources.mesh import MeshResources
-from xds_server.wire.access_log_service import AccessLogService
 from xds_server.wire.ads import DiscoveryServices
 from xds_server.wire.client_status import ClientStatusService
 from xds_server.wire.hold import Hold
-from xds_server.wire.load_stats import LoadReportingService
-from xds_server.wire.metrics_service import MetricsService
-from xds_server.wire.otlp_service import OtlpService
 from xds_server.wire.record import Recorder
 from xds_server.wire.registry_service import RegistryService
 from xds_server.wire.tape.recorder import TapeRecorder
@@ -94,13 +90,26 @@ class ControlPlane:
         self.mesh = mesh
         self.metrics = Metrics()
         self.metrics.config_last_reload_success.set(1)
+        self._build_sources()
+        self._build_engine()
+        self._build_services(record, record_max_bytes)
+        self.serving = False
+        self.config_error = ""
+        self._started_s = clock.now_s()
+        self._turned_s: float | None = None
+        self._refused_recorded: Counter[str] = Counter()
+        self._leaving: deque[tuple[float, NodeHandle]] = deque()  # when to let go, and of whom
+
+    def _build_sources(self) -> None:
+        """What others say: where endpoints are, what they cost, what was measured of them."""
+        mesh, clock, folder = self.mesh, self._clock, self._path.parent
         self.leases = Leases()
         self.leases.set_providers(mesh.providers)
         self.announcements = Announcements(clock, self.leases)
         own = {ADAPTER: self.announcements.discover}
-        self.endpoints = Endpoints(clock, self.endpoints_changed, own, path.parent)
+        self.endpoints = Endpoints(clock, self.endpoints_changed, own, folder)
         self.tariffs = Tariffs()
-        self.prices = Prices(clock, path.parent, self.tariffs, self._set_problem)
+        self.prices = Prices(clock, folder, self.tariffs, self._set_problem)
         self.registry = Registry(
             _services(mesh),
             slot_s=mesh.engine.tick_s,
@@ -108,15 +117,19 @@ class ControlPlane:
             leases=self.leases,
             tariffs=self.tariffs,
         )
-        self.meters = Meters(
-            clock, path.parent, lambda: self.endpoints.current, self.registry.usages
-        )
-        resources = MeshResources(mesh, {})
-        self.publisher = Publisher(mesh, resources)
-        self.history = History(mesh.history, path.parent, self.metrics, clock)
+        self.meters = Meters(clock, folder, lambda: self.endpoints.current, self.registry.usages)
+
+    def _build_engine(self) -> None:
+        """Who decides and publishes, and what is kept of it."""
+        mesh = self.mesh
+        self.publisher = Publisher(mesh, MeshResources(mesh, {}))
+        self.history = History(mesh.history, self._path.parent, self.metrics, self._clock)
         self._records = Records()
         self.engine = Engine(mesh, {}, self.publisher, self.registry, self.history.seeds())
-        recorder = Recorder(self.metrics)
+
+    def _build_services(self, record: Path | None, record_max_bytes: int) -> None:
+        """What the xDS port serves."""
+        mesh, clock, recorder = self.mesh, self._clock, Recorder(self.metrics)
         self.tape: TapeRecorder | None = None
         if record is not None:
             self.tape = TapeRecorder(record, self.metrics, clock, max_bytes=record_max_bytes)
@@ -129,46 +142,27 @@ class ControlPlane:
             cluster_drain_s=lambda: self.mesh.engine.cluster_drain_s,
             tape=self.tape,
         )
-        self.client_status = ClientStatusService(lambda: self.ads.streams)
         self.hold = Hold(self.ads.handler(), mesh.server.limits.streams_max)
+        self.telemetry = TelemetryServices(
+            self.registry,
+            recorder,
+            clock,
+            self.ads.speakers,
+            lambda: self.mesh.telemetry,
+            self._path.parent / mesh.history.path if mesh.history and self.history.up else None,
+        )
+        self.client_status = ClientStatusService(lambda: self.ads.streams)
         self.registry_service = RegistryService(
             self.announcements, self.directory, CallRecorder(self.metrics)
         )
         self._lease_recorder = LeaseRecorder(self.metrics, self.leases)
         self.health = Health()
-        speakers = self.ads.speakers
-        counted = (self.registry, recorder, clock, speakers)
-        self.metrics_service = MetricsService(*counted, self._flush_interval_s)
-        self.otlp = OtlpService(*counted, self._flush_interval_s, self.metrics_service.bases)
-        self.access_log = AccessLogService(*counted, self._flush_interval_s)
-        file = mesh.history.path if mesh.history and self.history.up else None
-        self._counters = KeptCounters(path.parent, file, self.metrics_service.bases, clock)
-        self._counters.load()
-        self.load_stats = LoadReportingService(
-            *counted, lambda: self.mesh.telemetry.load_report_interval_s
-        )
-        self.serving = False
-        self.config_error = ""
-        self._started_s = clock.now_s()
-        self._turned_s: float | None = None
-        self._refused_recorded: Counter[str] = Counter()
-        self._leaving: deque[tuple[float, NodeHandle]] = deque()  # when to let go, and of whom
-
-    def _flush_interval_s(self) -> float:
-        return self.mesh.telemetry.stats_flush_interval_s
 
     def handlers(self) -> tuple[Handler, ...]:
         """Return everything that the xDS port serves."""
-        parts = (
-            self.client_status,
-            self.metrics_service,
-            self.otlp,
-            self.access_log,
-            self.load_stats,
-            self.registry_service,
-            self.health,
-        )
-        return (self.hold, *(part.handler() for part in parts), reflecting())
+        parts = (self.client_status, self.registry_service, self.health)
+        rest = (part.handler() for part in parts)
+        return (self.hold, *self.telemetry.handlers(), *rest, reflecting())
 
     async def set_serving(self, serving: bool) -> None:
         """Say so to who asks for readiness or health; the first time, let streams in."""
@@ -274,7 +268,7 @@ class ControlPlane:
             self.turn()
         except Exception:  # a bug of ours; it is over anyway
             log.exception("engine.tick_failed")
-        self._counters.save()
+        self.telemetry.save()
 
     def expire(self) -> None:
         """Withdraw weights that a stuck engine no longer renews; let go of nodes that left."""
