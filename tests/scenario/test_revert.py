@@ -8,8 +8,8 @@ from scipy import stats
 
 from tests.scenario.harm import HARMLESS, get_cheap_and_break, settled
 from tests.scenario.world import Plane
+from xds_server.engine.adopt import adopt
 from xds_server.engine.revert import FREEZE_S, welch_p
-from xds_server.engine.state import adopt
 from xds_server.engine.trials import DAMPING, DAMPING_S, FLIP_TICKS, FLIPS_MAX, follow
 from xds_server.model.decision import HoldReason, Move, Reverted
 

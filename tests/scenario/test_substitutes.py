@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from tests.scenario.world import Plane, Station
+from xds_server.engine.adopt import adopt
 from xds_server.engine.slow import SlowLoop
-from xds_server.engine.state import adopt
 from xds_server.engine.substitutes import ENTER_TICKS, LEAVE_S
 from xds_server.model.slow import SlowDecision
 from xds_server.model.topology import EngineSettings, Mode

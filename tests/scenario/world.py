@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from xds_server.engine.adopt import adopt
 from xds_server.engine.loop import Tick, tick
 from xds_server.engine.problem import build_problem
-from xds_server.engine.state import EngineState, adopt, initial_state
+from xds_server.engine.state import EngineState, initial_state
 from xds_server.engine.types import Group
 from xds_server.model.ids import GroupKey, Locality
 from xds_server.model.snapshot import Overlay

@@ -7,18 +7,12 @@ import numpy as np
 from xds_server.core import latency, objective
 from xds_server.core.latency import Stations
 from xds_server.core.objective import PairCosts
-from xds_server.core.tables import Floats
-from xds_server.engine.models import (
-    Models,
-    backlog,
-    by_provider,
-    stations,
-    update_demand,
-    update_models,
-)
+from xds_server.core.tables import Bools, Floats
+from xds_server.engine.models import Models, stations
 from xds_server.engine.observe import map_rows, observe
 from xds_server.engine.state import EngineState
-from xds_server.engine.types import Evaluation, Problem
+from xds_server.engine.types import Evaluation, Observation, Problem
+from xds_server.engine.update import backlog, by_provider, update_demand, update_models
 from xds_server.model.telemetry import PairWindow, ProviderLoad
 
 FRESH_TICKS = 3.0
@@ -50,57 +44,27 @@ def evaluate(
     if state.rows is None or not state.rows.fits(problem, window):
         state.rows = map_rows(problem, window)
     seen = observe(problem, window, state.rows)
-    overlap = min(1.0, tick_s / max(window.window_s, 1e-9))
-    models = update_models(
-        problem,
-        state.models,
-        seen,
-        load,
-        state.planned_rps,
-        window.window_s,
-        overlap=overlap,
-        elapsed_s=tick_s,
-    )
-    curves = stations(problem, models)
-    rtt_s = models.distances.rtt_s[problem.place]
-    price_usd = _live_price(problem, load)
     measured = seen.route_age_s <= FRESH_TICKS * tick_s
-    models = replace(
-        models,
-        demand=update_demand(
-            models.demand, seen.route_recent_rps, window.window_s, overlap, measured, tick_s
-        ),
-    )
-    demand = _demand(problem, models.demand_rps)
+    models = _learn(state, seen, load, measured, window.window_s, tick_s)
+    curves, demand = stations(problem, models), _demand(problem, models.demand_rps)
     blend = np.clip((now_s - problem.since_s) / np.maximum(problem.blend_s, 1e-9), 0.0, 1.0)
+    price_usd = _live_price(problem, load)
     # A byte is charged where it crosses regions; before any response, nothing is known.
     bytes_per_request = np.nan_to_num(seen.route_bytes, nan=0.0)[problem.pairs.route]
     egress_usd = problem.egress_usd_per_byte * bytes_per_request
     usd = price_usd[problem.pairs.provider] + egress_usd
     spend = demand * problem.pairs.sum_by_route(state.shares * usd) * 3600.0
-    pressure = _budget_pressure(
-        models.budget_pressure, spend, _blend(problem, blend, "budget_usd_per_h")
-    )
+    budget = _blend(problem, blend, "budget_usd_per_h")
+    pressure = _budget_pressure(models.budget_pressure, spend, budget)
     models = replace(models, budget_pressure=pressure)
+    planned_rps = problem.pairs.sum_by_provider(demand[problem.pairs.route] * state.shares)
     slo_s = _blend(problem, blend, "slo_s")
-    backlog_s = _left_of_backlog(
-        backlog(curves, models.capacity_rps, seen.provider_rps, seen.provider_active),
-        models.capacity_rps,
-        _planned_rps(state, demand),
-    )
-    costs = _costs(
-        state, curves, models, price_usd, egress_usd, rtt_s, backlog_s, slo_s, blend, demand
-    )
-    uncertainty = _route_uncertainty(state, models)
-    mean_ms = 1e3 * problem.pairs.sum_by_route(
-        state.shares
-        * (latency.mean_s(curves, _planned_rps(state, demand))[problem.pairs.provider] + rtt_s)
-    )
+    costs = _costs(problem, curves, models, seen, price_usd, egress_usd, slo_s, blend, planned_rps)
     evaluation = Evaluation(
         now_s=now_s,
         observation=seen,
         stations=curves,
-        rtt_s=rtt_s,
+        rtt_s=models.distances.rtt_s[problem.place],
         sigma_ratio=np.sqrt(models.service.variance),
         error_ratio=models.errors.ratio,
         price_usd=price_usd,
@@ -110,15 +74,48 @@ def evaluate(
         allowed=problem.allowed,
         costs=costs,
         slo_s=slo_s,
-        tau_ms=TAU_RATIO
-        * np.maximum(mean_ms, 0.1)
-        * (1.0 + uncertainty)
-        * state.trials.damping(now_s),
+        tau_ms=_tau_ms(state, models, curves, planned_rps) * state.trials.damping(now_s),
         usd_per_request=usd,
         calibration=models.calibration,
         measured=measured,
     )
     return evaluation, models
+
+
+def _learn(
+    state: EngineState,
+    seen: Observation,
+    load: ProviderLoad,
+    measured: Bools,
+    window_s: float,
+    tick_s: float,
+) -> Models:
+    """Bring models and demand up to date with the window."""
+    overlap = min(1.0, tick_s / max(window_s, 1e-9))
+    models = update_models(
+        state.problem,
+        state.models,
+        seen,
+        load,
+        state.planned_rps,
+        window_s,
+        overlap=overlap,
+        elapsed_s=tick_s,
+    )
+    demand = update_demand(
+        models.demand, seen.route_recent_rps, window_s, overlap, measured, tick_s
+    )
+    return replace(models, demand=demand)
+
+
+def _tau_ms(state: EngineState, models: Models, curves: Stations, planned_rps: Floats) -> Floats:
+    """(R,) reluctance to move: in proportion to the latency, and to how uncertain it is."""
+    problem = state.problem
+    rtt_s = models.distances.rtt_s[problem.place]
+    mean_s = latency.mean_s(curves, planned_rps)[problem.pairs.provider] + rtt_s
+    mean_ms = 1e3 * problem.pairs.sum_by_route(state.shares * mean_s)
+    tau: Floats = TAU_RATIO * np.maximum(mean_ms, 0.1) * (1.0 + _route_uncertainty(state, models))
+    return tau
 
 
 def _live_price(problem: Problem, load: ProviderLoad) -> Floats:
@@ -166,27 +163,28 @@ def _budget_pressure(previous: Floats, spend_usd_per_h: Floats, budget: Floats) 
     return np.where(np.isfinite(budget), np.clip(previous * np.exp(step), 1.0, 20.0), 1.0)
 
 
-def _planned_rps(state: EngineState, demand: Floats) -> Floats:
-    """(J,) load that the commanded shares give, never the load that was measured."""
-    pairs = state.problem.pairs
-    return pairs.sum_by_provider(demand[pairs.route] * state.shares)
-
-
 def _costs(
-    state: EngineState,
+    problem: Problem,
     curves: Stations,
     models: Models,
+    seen: Observation,
     price_usd: Floats,
     egress_usd: Floats,
-    rtt_s: Floats,
-    backlog_s: Floats,
     slo_s: Floats,
     blend: Floats,
-    demand: Floats,
+    planned_rps: Floats,
 ) -> PairCosts:
-    """Every load-independent term of every pair, in milliseconds."""
-    problem, pairs = state.problem, state.problem.pairs
+    """Every load-independent term of every pair, in milliseconds.
+
+    ``planned_rps`` (J,) is the load that the commanded shares give, never that which was measured.
+    """
+    pairs, rtt_s = problem.pairs, models.distances.rtt_s[problem.place]
     provider, route = pairs.provider, pairs.route
+    backlog_s = _left_of_backlog(
+        backlog(curves, models.capacity_rps, seen.provider_rps, seen.provider_active),
+        models.capacity_rps,
+        planned_rps,
+    )
     baseline_ms = 1e3 * pairs.sum_by_route(
         problem.baseline_shares * (curves.idle_s[provider] + rtt_s)
     )
@@ -197,7 +195,7 @@ def _costs(
         baseline_ms,
         baseline_usd,
     )
-    p95 = latency.p95_s(curves, _planned_rps(state, demand))[provider] + rtt_s
+    p95 = latency.p95_s(curves, planned_rps)[provider] + rtt_s
     return PairCosts(
         distance=1e3 * rtt_s,
         backlog=1e3 * backlog_s[provider],

@@ -8,13 +8,14 @@ import structlog
 
 from xds_server.behaviour.phases import PhaseState, PhaseTracker
 from xds_server.cache.publisher import Publisher
+from xds_server.engine.adopt import adopt
 from xds_server.engine.deploy import NOTHING
 from xds_server.engine.explain import explain
 from xds_server.engine.loop import Tick, tick
 from xds_server.engine.problem import build_problem
 from xds_server.engine.seeding import plant_providers, plant_routes
 from xds_server.engine.slow import SlowLoop
-from xds_server.engine.state import EngineState, adopt, initial_state
+from xds_server.engine.state import EngineState, initial_state
 from xds_server.engine.types import Group, Problem
 from xds_server.errors import XdsServerError
 from xds_server.model.decision import Reverted
