@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
-from xds_server.core.tables import Pairs
+from xds_server.core.tables import Bools, Floats, Ints, Pairs
 from xds_server.engine.types import Group, Problem, ProfileArrays
-from xds_server.model.ids import GroupKey, ProviderName, RouteKey
+from xds_server.model.ids import GroupKey, Locality, ProviderName, RouteKey
 from xds_server.model.snapshot import Layout
 from xds_server.model.template import Call, Profile, Template
 from xds_server.model.topology import Address, Mesh, Provider
@@ -32,6 +33,10 @@ class _Row:
     candidates: tuple[Provider, ...]
 
 
+_Flat: TypeAlias = list[tuple[int, _Row, Provider]]
+"""Route row, route, provider: one per pair, in the order of pairs."""
+
+
 def build_problem(
     mesh: Mesh,
     endpoints: Mapping[ProviderName, tuple[Address, ...]],
@@ -45,9 +50,8 @@ def build_problem(
     ordered = sorted(groups, key=lambda g: g.key)
     rows = [row for group in ordered for row in _rows(mesh, group)]
     providers = tuple(sorted(mesh.providers))
-    layouts = _layouts(rows, {group.key: i for i, group in enumerate(ordered)})
-    provider_row = {name: i for i, name in enumerate(providers)}
     group_row = {group.key: i for i, group in enumerate(ordered)}
+    provider_row = {name: i for i, name in enumerate(providers)}
     flat = [(r, row, p) for r, row in enumerate(rows) for p in row.candidates]
     pairs = Pairs(
         np.array([r for r, _, _ in flat], dtype=np.int64),
@@ -55,28 +59,16 @@ def build_problem(
         len(rows),
         len(providers),
     )
+    layouts = _layouts(rows, group_row)
+    route_group = np.array([group_row[row.key.group] for row in rows], dtype=np.int64)
+    keys = route_group[pairs.route] * len(providers) + pairs.provider
+    order = np.argsort(keys, kind="stable").astype(np.int64)
     reasons = tuple(_exclusion(row, p, endpoints, substitutes) for _, row, p in flat)
     weights = np.array([float(p.baseline_weight) for _, _, p in flat])
-    total = pairs.sum_by_route(weights)
-    keys = np.array(
-        [group_row[row.key.group] * len(providers) + provider_row[p.name] for _, row, p in flat],
-        dtype=np.int64,
-    )
-    place_of = {
-        key: q
-        for q, key in enumerate(sorted({(row.key.group.locality, p.name) for _, row, p in flat}))
-    }
-    region = {p.name: p.locality.region for p in mesh.providers.values()}
-    link_of = {
-        key: k for k, key in enumerate(sorted({(where.region, region[p]) for where, p in place_of}))
-    }
     cells = {(e.origin, e.to): e.per_gib_usd for e in mesh.egress}
-    order = np.argsort(keys, kind="stable").astype(np.int64)
-    declared = [mesh.providers[name] for name in providers]
-    counts = np.array([float(len(endpoints.get(p.name, ()))) for p in declared])
-    concurrency = np.array([float(p.capacity.concurrency or DEFAULT_CONCURRENCY) for p in declared])
-    rate = np.array([p.capacity.rps_per_endpoint or np.nan for p in declared])
-    known = np.array([p.capacity.concurrency is not None for p in declared])
+    profiles = [row.template.profile(row.key.group.phase) for row in rows]
+    places = _places(mesh, flat)
+    declared = _declare([mesh.providers[name] for name in providers], endpoints)
     return Problem(
         routes=tuple(row.key for row in rows),
         providers=providers,
@@ -84,39 +76,86 @@ def build_problem(
         groups={g.key: g for g in ordered},
         group_of_node={node: i for i, g in enumerate(ordered) for node in g.nodes},
         group_keys=tuple(g.key for g in ordered),
-        route_group=np.array([group_row[row.key.group] for row in rows], dtype=np.int64),
+        route_group=route_group,
         group_ends=np.cumsum([0, *(len(layout) for layout in layouts)]),
         layouts=layouts,
         pair_key=keys[order],
         pair_at=order,
-        place=np.array(
-            [place_of[row.key.group.locality, p.name] for _, row, p in flat], dtype=np.int64
-        ),
-        places=tuple(place_of),
-        place_provider=np.array([provider_row[name] for _, name in place_of], dtype=np.int64),
-        place_link=np.array(
-            [link_of[where.region, region[name]] for where, name in place_of], dtype=np.int64
-        ),
-        links=tuple(link_of),
-        place_home=np.array([where.region == region[name] for where, name in place_of], dtype=bool),
-        target=_profile_arrays([r.template.profile(r.key.group.phase) for r in rows], flat, rows),
+        place=places.of_pair,
+        places=places.keys,
+        place_provider=np.array([provider_row[name] for _, name in places.keys], dtype=np.int64),
+        place_link=places.link,
+        links=places.links,
+        place_home=places.home,
+        target=_profile_arrays(profiles, flat, rows),
         origin=_profile_arrays([_origin(r) for r in rows], flat, rows),
         since_s=np.array([row.group.since_s for row in rows]),
         blend_s=np.array([row.template.phases.blend_s for row in rows]),
         allowed=np.array([not reason for reason in reasons], dtype=bool),
         excluded_because=reasons,
-        baseline_shares=weights / np.maximum(total, 1e-12)[pairs.route],
+        baseline_shares=weights / np.maximum(pairs.sum_by_route(weights), 1e-12)[pairs.route],
         failure_ms=np.array([row.call.timeout_s * 1e3 for row in rows]),
         egress_usd_per_byte=np.array([_egress(row, p, cells) for _, row, p in flat]),
-        declared_usd=np.array([p.price.per_million_requests_usd / 1e6 for p in declared]),
-        servers=np.maximum(counts, 1.0) * concurrency,
-        service_prior_s=np.where(known, concurrency / rate, np.nan),
-        capacity_prior_rps=np.maximum(counts, 1.0) * rate,
-        survive_loss=np.array(
-            [row.template.profile(row.key.group.phase).survive_loss for row in rows], dtype=bool
-        ),
+        declared_usd=declared.usd,
+        servers=declared.servers,
+        service_prior_s=declared.service_s,
+        capacity_prior_rps=declared.capacity_rps,
+        survive_loss=np.array([profile.survive_loss for profile in profiles], dtype=bool),
         members=np.array([float(len(row.group.nodes)) for row in rows]),
         applications=tuple(row.key.group.application for row in rows),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Who is called from where; axis 0 (Q) is the place."""
+
+    of_pair: Ints  # (P,)
+    keys: tuple[tuple[Locality, ProviderName], ...]
+    link: Ints
+    links: tuple[tuple[str, str], ...]  # (K,)
+    home: Bools
+
+
+def _places(mesh: Mesh, flat: _Flat) -> _Places:
+    region = {p.name: p.locality.region for p in mesh.providers.values()}
+    keys = tuple(sorted({(row.key.group.locality, p.name) for _, row, p in flat}))
+    ends = [(where.region, region[name]) for where, name in keys]
+    links = tuple(sorted(set(ends)))
+    place_of = {key: q for q, key in enumerate(keys)}
+    link_of = {key: k for k, key in enumerate(links)}
+    return _Places(
+        np.array([place_of[row.key.group.locality, p.name] for _, row, p in flat], dtype=np.int64),
+        keys,
+        np.array([link_of[end] for end in ends], dtype=np.int64),
+        links,
+        np.array([origin == to for origin, to in ends], dtype=bool),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    """What mesh.yaml says of providers; axis 0 is J."""
+
+    usd: Floats
+    servers: Floats
+    service_s: Floats  # NaN: unknown
+    capacity_rps: Floats  # NaN: unknown
+
+
+def _declare(
+    providers: list[Provider], endpoints: Mapping[ProviderName, tuple[Address, ...]]
+) -> _Declared:
+    counts = np.array([float(len(endpoints.get(p.name, ()))) for p in providers])
+    each = [float(p.capacity.concurrency or DEFAULT_CONCURRENCY) for p in providers]
+    concurrency = np.array(each)
+    rate = np.array([p.capacity.rps_per_endpoint or np.nan for p in providers])
+    known = np.array([p.capacity.concurrency is not None for p in providers])
+    return _Declared(
+        np.array([p.price.per_million_requests_usd / 1e6 for p in providers]),
+        np.maximum(counts, 1.0) * concurrency,
+        np.where(known, concurrency / rate, np.nan),
+        np.maximum(counts, 1.0) * rate,
     )
 
 
@@ -180,9 +219,7 @@ def _egress(row: _Row, provider: Provider, cells: _Cells) -> float:
     return 0.0 if origin == to else provider.price.egress_per_gib_usd / _GIB
 
 
-def _profile_arrays(
-    profiles: list[Profile], flat: list[tuple[int, _Row, Provider]], rows: list[_Row]
-) -> ProfileArrays:
+def _profile_arrays(profiles: list[Profile], flat: _Flat, rows: list[_Row]) -> ProfileArrays:
     calls = np.array([float(len(row.template.calls)) for row in rows])
 
     def outside(r: int, provider: Provider) -> float:
