@@ -1,11 +1,13 @@
 """Stories: a feature goes off while its calls cost more than it is worth, and comes back."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from tests.scenario.world import Plane, Station
 from xds_server.core.scaling import usd_per_h
+from xds_server.engine.optima import PAIR_STEPS, Optima
 from xds_server.engine.slow import SlowLoop
 from xds_server.engine.switches import ON_S
 from xds_server.model.slow import SlowDecision
@@ -136,3 +138,45 @@ def test_time_has_a_price_only_where_money_is_part_of_the_objective() -> None:
     # 100 requests/s, 20 ms shorter, 1000 ms a dollar: 2 dollars a second.
     assert usd_per_h(one, np.array([20.0]), np.array([1e3])) == 7200.0
     assert usd_per_h(one, np.array([20.0]), np.array([0.0])) == 0.0
+
+
+def test_features_that_there_was_no_time_for_have_their_turn_next() -> None:
+    plane = FlagPlane()
+    names = ("a", "b", "c")
+    template = plane.mesh.templates["web"]
+    flags = tuple(replace(FLAG, name=name) for name in names)
+    mesh = replace(plane.mesh, templates={"web": replace(template, flags=flags)})
+    plane.step(20)
+    assert plane.last is not None
+    problem, evaluation, slow = plane.state.problem, plane.last.evaluation, SlowLoop()
+    slow.worth.update(problem, evaluation)
+    whole = Optima(SETTINGS)
+    whole.now(problem, evaluation)
+    spent, most = PAIR_STEPS - whole.left, 40.0 * len(problem.pairs.route)
+    for ticks in range(1, len(names) + 1):
+        optima = Optima(SETTINGS, left=most + spent)  # enough for one feature
+        slow.switches.decide(
+            mesh, problem, evaluation, optima, slow.worth, enforced=True, now_s=float(ticks)
+        )
+        assert optima.over
+        looked = [f"shop/{name}" for name in names[:ticks]]
+        assert [row.target for row in slow.switches.status(float(ticks))] == looked
+
+
+def test_a_kind_that_there_was_no_time_for_begins_next() -> None:
+    began: list[list[str]] = []
+
+    def kind(name: str, optima: Optima, *, lasts: bool) -> Callable[[], tuple[SlowDecision, ...]]:
+        def decide() -> tuple[SlowDecision, ...]:
+            began[-1].append(name)
+            optima.over = lasts
+            return ()
+
+        return decide
+
+    slow = SlowLoop()
+    for long in ("b", "b", "a", ""):
+        began.append([])
+        optima = Optima(SETTINGS)
+        slow.in_turn([kind(name, optima, lasts=name == long) for name in "abc"], optima)
+    assert began == [["a", "b"], ["b"], ["c", "a"], ["a", "b", "c"]]

@@ -16,7 +16,8 @@ from xds_server.model.ids import RouteKey
 from xds_server.model.topology import EngineSettings
 
 PAIR_STEPS: Final = 1_000_000
-"""Steps times pairs that one slow tick may take: 0.6 to 1.5 s of one core at 100,000 pairs."""
+"""Steps times pairs that one slow tick may take: about 1.5 s of one core at 20,000 pairs, 2 s at
+100,000 (measured on a busy machine): a step is 10 to 16 iterations of the solver."""
 _STEPS_MIN, _STEPS_MAX = 3, 40
 RELIEF_RATIO: Final = 0.05
 """Calls that are too slow are helped where they get faster by this part of their objective."""
@@ -30,12 +31,21 @@ class Optima:
 
     settings: EngineSettings
     left: float = float(PAIR_STEPS)
+    over: bool = False  # whether a question had to wait
+    _now: Settled | None = None
+
+    def now(self, problem: Problem, evaluation: Evaluation) -> Settled | None:
+        """Settle what is, which most questions compare with: once per slow tick."""
+        if self._now is None:
+            self._now = self.of(problem, evaluation, evaluation.shares_now)
+        return self._now
 
     def of(self, problem: Problem, evaluation: Evaluation, shares: Floats) -> Settled | None:
         """Settle from ``shares``; None when there is no time left, the first time never."""
         pairs = max(len(shares), 1)
         steps = int(np.clip(PAIR_STEPS / 10 / pairs, _STEPS_MIN, _STEPS_MAX))
         if self.left < pairs * steps and self.left < PAIR_STEPS:
+            self.over = True
             return None
         found = settle(problem, evaluation, shares, self.settings, steps=steps)
         self.left -= pairs * found.iterations

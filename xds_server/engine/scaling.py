@@ -39,6 +39,7 @@ class _Memory:
 
     count: int
     since_s: float  # it has had that many
+    looked_s: float = -np.inf  # when it had its turn
     lately: tuple[int, ...] = ()  # the best numbers at the last ``OUT_TICKS`` looks
     surplus_since_s: float | None = None
     standing: int = 0  # the number that is recommended; 0: none
@@ -102,6 +103,7 @@ class Scaling:
             best = case.best()
             if best is None:
                 break
+            known.looked_s = now_s
             decision = self._judge(case, known, *best, now_s=now_s)
             if decision is not None:
                 found.append(decision)
@@ -115,12 +117,17 @@ class Scaling:
         )
 
     def _in_turn(self, mesh: Mesh, problem: Problem, evaluation: Evaluation) -> Iterator[str]:
-        """Yield providers that are called, the dearest congestion first."""
+        """Yield providers that are called, in turn, the dearest congestion first."""
         pairs = problem.pairs
         flow = evaluation.demand_rps[pairs.route] * evaluation.shares_now
         rps = pairs.sum_by_provider(flow * evaluation.measured[pairs.route])
         rent = rps * latency.wait_s(evaluation.stations, rps)
-        for j in np.argsort(-rent, kind="stable"):
+
+        def turn(j: int) -> tuple[float, float]:
+            known = self.memory.get(problem.providers[j])
+            return known.looked_s if known is not None else -np.inf, -float(rent[j])
+
+        for j in sorted(range(len(rps)), key=turn):
             provider = mesh.providers.get(problem.providers[j])
             if provider is not None and provider.scale is not None and rps[j] > 0.0:
                 yield provider.name
@@ -171,7 +178,7 @@ class _Case:
         scale = self.provider.scale
         assert scale is not None
         counts = counts_to_try(self.count, scale.min, scale.max)
-        now = self._optimum(self.count, self.evaluation)
+        now = self.optima.now(self.problem, self.evaluation)
         if now is None:
             return None
         relief, enough = np.zeros(len(counts)), np.zeros(len(counts), dtype=bool)
@@ -181,7 +188,10 @@ class _Case:
             then = self._optimum(int(count), self.evaluation)
             if then is None:
                 return None
-            if count < self.count and not self._bearable(int(count)):
+            bearable = self._bearable(int(count)) if count < self.count else True
+            if bearable is None:
+                return None
+            if not bearable:
                 relief[i] = -np.inf
             else:
                 relief[i] = self._relief(now, then)
@@ -202,8 +212,6 @@ class _Case:
         return self.optima.of(problem, then, then.shares_now)
 
     def _with(self, count: int, evaluation: Evaluation) -> tuple[Problem, Evaluation]:
-        if count == self.count:
-            return self.problem, evaluation
         change = Change(
             self.provider.name, Quantity.ENDPOINTS, float(count), is_factor=False, text=""
         )
@@ -225,8 +233,11 @@ class _Case:
         called = self.evaluation.demand_rps > 0.0
         return called & (settled.forecast.latency_p95_s > self.evaluation.slo_s)
 
-    def _bearable(self, count: int) -> bool:
-        """Whether with that many one could be lost, at the demand that profiles expect."""
+    def _bearable(self, count: int) -> bool | None:
+        """Whether with that many one could be lost, at the demand that profiles expect.
+
+        None: no time left.
+        """
         problem = self.problem
         expected = problem.target.expected_rps * problem.members
         full = replace(self.evaluation, demand_rps=np.maximum(self.evaluation.demand_rps, expected))
@@ -236,7 +247,7 @@ class _Case:
             return False
         worst = self.optima.of(left, evaluation, evaluation.shares_now)
         if worst is None:
-            return False
+            return None
         rps = pairs.sum_by_provider(full.demand_rps[pairs.route] * worst.shares)
         busy = latency.utilisation_ratio(evaluation.stations, rps)
         if np.any(busy > BUSY_MAX):

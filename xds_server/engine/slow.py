@@ -4,7 +4,7 @@ Every ``engine.slow_tick_s``, after an ordinary tick. It changes no weights: it 
 is to choose from, and ordinary ticks follow in their bounded steps.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xds_server.engine.loop import Tick
@@ -27,6 +27,7 @@ class SlowLoop:
     scaling: Scaling = field(default_factory=Scaling)
     worth: Worth = field(default_factory=Worth)
     _due_s: float | None = None
+    _first: int = 0  # the kind that begins
     _starved: frozenset[object] = frozenset()
 
     def set_mesh(self, mesh: Mesh) -> None:
@@ -50,27 +51,47 @@ class SlowLoop:
         """Decide, if it is time; in mode observe never. ``endpoints``: how many each has."""
         if self._due_s is None:
             self._due_s = now_s + mesh.engine.slow_tick_s
-        if mesh.mode is Mode.OBSERVE or not (now_s >= self._due_s or self._newly_starved(problem)):
+        urgent = self._newly_starved(problem)
+        if mesh.mode is Mode.OBSERVE or not (now_s >= self._due_s or urgent):
             return ()
+        if urgent:
+            self._first = 0
         self._due_s = now_s + mesh.engine.slow_tick_s
         enforced = mesh.mode is Mode.ENFORCE
         optima, evaluation = Optima(mesh.engine), tick.evaluation
         self.worth.update(problem, evaluation)
-        entered = self.substitutes.decide(
-            problem, evaluation, optima, _service_of(mesh), enforced=enforced, now_s=now_s
+        kinds: tuple[Callable[[], tuple[SlowDecision, ...]], ...] = (
+            lambda: self.substitutes.decide(
+                problem, evaluation, optima, _service_of(mesh), enforced=enforced, now_s=now_s
+            ),
+            lambda: self.switches.decide(
+                mesh, problem, evaluation, optima, self.worth, enforced=enforced, now_s=now_s
+            ),
+            lambda: self.scaling.decide(
+                mesh, problem, evaluation, endpoints, optima, self.worth, now_s=now_s
+            ),
         )
-        # What just entered relieves the rest: what that leaves to do is seen at the next slow tick.
-        if entered and enforced:
-            return entered
-        switched = self.switches.decide(
-            mesh, problem, evaluation, optima, self.worth, enforced=enforced, now_s=now_s
-        )
-        if switched and enforced:
-            return switched
-        scaled = self.scaling.decide(
-            mesh, problem, evaluation, endpoints, optima, self.worth, now_s=now_s
-        )
-        return (*entered, *switched, *scaled)
+        return self.in_turn(kinds, optima)
+
+    def in_turn(
+        self, kinds: Sequence[Callable[[], tuple[SlowDecision, ...]]], optima: Optima
+    ) -> tuple[SlowDecision, ...]:
+        """Let kinds decide, until one has changed the mesh or the time is over.
+
+        What just entered relieves the rest: what that leaves to do is seen at the next slow tick.
+        Where there is not time for all, the next slow tick begins with a kind that had to wait.
+        """
+        begin, self._first = self._first, 0
+        found: tuple[SlowDecision, ...] = ()
+        for step in range(len(kinds)):
+            kind = (begin + step) % len(kinds)
+            found += kinds[kind]()
+            if optima.over:
+                self._first = kind if step else (kind + 1) % len(kinds)
+                break
+            if any(decision.enforced for decision in found):
+                break
+        return found
 
     def status(self, now_s: float) -> tuple[SlowStatus, ...]:
         """Everything that slow ticks decide about, as it stands."""

@@ -8,7 +8,7 @@ no longer so at the optimum *without* it, for ``LEAVE_S``.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -45,19 +45,24 @@ class Substitutes:
     asked: dict[ProviderName, int] = field(default_factory=dict)  # slow ticks in a row
     idle_since_s: dict[ProviderName, float] = field(default_factory=dict)
     changed_s: dict[ProviderName, float] = field(default_factory=dict)
+    looked_s: dict[ProviderName, float] = field(default_factory=dict)  # whether it should leave
     shown: dict[ProviderName, SlowStatus] = field(default_factory=dict)
+
+    @property
+    def _memories(self) -> tuple[dict[ProviderName, Any], ...]:
+        return (self.asked, self.idle_since_s, self.changed_s, self.looked_s, self.shown)
 
     def keep(self, standby: frozenset[ProviderName]) -> None:
         """Forget all but these."""
         self.active &= standby
-        for memory in (self.asked, self.idle_since_s, self.changed_s, self.shown):
+        for memory in self._memories:
             for name in memory.keys() - standby:
                 del memory[name]
 
     def release(self) -> None:
         """Let nobody be in, and nobody be about to come or go."""
         self.active = frozenset()
-        for memory in (self.asked, self.idle_since_s, self.changed_s, self.shown):
+        for memory in self._memories:
             memory.clear()
 
     def decide(
@@ -116,7 +121,7 @@ class Substitutes:
         waiting = np.array([why == STANDBY for why in problem.excluded_because], dtype=bool)
         names = {problem.providers[j]: j for j in np.unique(problem.pairs.provider[waiting])}
         names = {n: j for n, j in names.items() if n not in self.active}
-        found = optima.of(problem, evaluation, evaluation.shares_now) if names else None
+        found = optima.now(problem, evaluation) if names else None
         if found is None:
             return []
         entering = []
@@ -146,7 +151,7 @@ class Substitutes:
     ) -> list[tuple[float, SlowDecision]]:
         leaving = []
         # Those first that were looked at longest ago: time may not be enough for all.
-        for name in sorted(self.active, key=lambda n: self.idle_since_s.get(n, 0.0)):
+        for name in sorted(self.active, key=lambda n: (self.looked_s.get(n, -np.inf), n)):
             if name not in problem.providers:
                 continue
             mine = problem.pairs.provider == problem.providers.index(name)
@@ -155,6 +160,7 @@ class Substitutes:
             found = optima.of(problem, supposed, evaluation.shares_now)
             if found is None:
                 break
+            self.looked_s[name] = now_s
             worth = _worth(problem, found, without, mine & evaluation.allowed, judged)
             if worth.ratio > STAY_RATIO:
                 self.idle_since_s.pop(name, None)

@@ -8,7 +8,7 @@ application, get back. It is switched off where that exceeds ``worth_usd_per_h``
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from xds_server.engine.types import Evaluation, Problem
 from xds_server.model.ids import ApplicationName
 from xds_server.model.slow import SlowDecision, SlowKind, SlowStatus
 from xds_server.model.template import Flag
-from xds_server.model.topology import Mesh
+from xds_server.model.topology import Mesh, WeightsVia
 
 OFF_RATIO: Final = 1.25
 """It has to save this many times its worth before it is switched off."""
@@ -56,7 +56,12 @@ class Switches:
     asked: dict[_Key, int] = field(default_factory=dict)  # slow ticks in a row
     idle_since_s: dict[_Key, float] = field(default_factory=dict)
     changed_s: dict[_Key, float] = field(default_factory=dict)
+    looked_s: dict[_Key, float] = field(default_factory=dict)
     shown: dict[_Key, SlowStatus] = field(default_factory=dict)
+
+    @property
+    def _memories(self) -> tuple[dict[_Key, Any], ...]:
+        return (self.asked, self.idle_since_s, self.changed_s, self.looked_s, self.shown)
 
     @property
     def states(self) -> Mapping[Variant, Mapping[str, bool]]:
@@ -75,14 +80,14 @@ class Switches:
             for flag in ours(mesh, template)
         }
         self.off &= known
-        for memory in (self.asked, self.idle_since_s, self.changed_s, self.shown):
+        for memory in self._memories:
             for key in memory.keys() - known:
                 del memory[key]
 
     def release(self) -> None:
         """Leave every feature at its default."""
         self.off = frozenset()
-        for memory in (self.asked, self.idle_since_s, self.changed_s, self.shown):
+        for memory in self._memories:
             memory.clear()
 
     def decide(
@@ -102,6 +107,7 @@ class Switches:
             saving = _saving(problem, evaluation, optima, worth, flag, mine, is_off=key in self.off)
             if saving is None:
                 break
+            self.looked_s[key] = now_s
             if decision := self._judge(key, flag, saving, enforced=enforced, now_s=now_s):
                 found.append((saving.ratio(flag), key, decision))
         done: dict[ApplicationName, SlowDecision] = {}
@@ -127,7 +133,7 @@ class Switches:
     def _flags(
         self, mesh: Mesh, problem: Problem, evaluation: Evaluation
     ) -> Iterator[tuple[_Key, Flag, Bools]]:
-        """Yield features with the routes (R,) of their application, those off first."""
+        """Yield features with the routes (R,) of their application, in turn, those off first."""
         variants: dict[Variant, list[int]] = {}
         for r, route in enumerate(problem.routes):
             group = problem.groups[route.group]
@@ -138,7 +144,12 @@ class Switches:
             if template in mesh.templates
             for flag in ours(mesh, template)
         ]
-        for key, flag, rows in sorted(keys, key=lambda k: (k[0] not in self.off, k[0])):
+
+        def turn(entry: tuple[_Key, Flag, list[int]]) -> tuple[object, ...]:
+            key = entry[0]
+            return self.looked_s.get(key, -np.inf), key not in self.off, key
+
+        for key, flag, rows in sorted(keys, key=turn):
             mine = np.zeros(problem.pairs.routes, dtype=bool)
             mine[rows] = True
             # Silence is no reason to switch anything.
@@ -185,7 +196,12 @@ class Switches:
 
 
 def ours(mesh: Mesh, template: str) -> tuple[Flag, ...]:
-    """Features that the engine may switch: on by default, with what they save and are worth."""
+    """Features that the engine may switch: on by default, with what they save and are worth.
+
+    They travel in runtime layers, so there are none where weights never do.
+    """
+    if mesh.engine.weights_via is WeightsVia.RDS:
+        return ()
     return tuple(
         flag
         for flag in mesh.templates[template].flags
@@ -207,19 +223,18 @@ def _saving(
     saves = np.array([flag.saves.get(route.service, 0.0) for route in problem.routes])
     left = np.where(mine, 1.0 - saves, 1.0)
     demand = evaluation.demand_rps
-    on_rps = demand / np.maximum(left, _LEFT_MIN) if is_off else demand
-    off_rps = demand if is_off else demand * left
-    supposed = [replace(evaluation, demand_rps=rps) for rps in (on_rps, off_rps)]
-    on = optima.of(problem, supposed[0], evaluation.shares_now)
-    off = optima.of(problem, supposed[1], evaluation.shares_now)
-    if on is None or off is None:
+    rps = demand / np.maximum(left, _LEFT_MIN) if is_off else demand * left
+    now = optima.now(problem, evaluation)
+    then = optima.of(problem, replace(evaluation, demand_rps=rps), evaluation.shares_now)
+    if now is None or then is None:
         return None
+    on, off = (then, now) if is_off else (now, then)
     relief_s = RELIEF_RATIO * evaluation.slo_s
     breaches = (
         (ms_per_usd(problem, evaluation) <= 0.0)
         & (on.forecast.latency_p95_s > evaluation.slo_s)
         & (on.forecast.latency_p95_s - off.forecast.latency_p95_s > relief_s)
-        & (off_rps > 0.0)
+        & (off.evaluation.demand_rps > 0.0)
     )
     return _Saving(worth.usd_per_h(problem, on, off), bool(breaches.any()))
 
