@@ -99,6 +99,13 @@ def test_a_feature_that_lacks_what_switching_needs_is_named(flag: str, key: str)
     assert f"templates.storefront.flags.recommendations.{key}" in keys
 
 
+def test_features_are_inert_where_weights_travel_in_routes_alone() -> None:
+    assert "weights_via: auto" in REFERENCE
+    text = REFERENCE.replace("weights_via: auto", "weights_via: rds")
+    lines = inert_keys(parse_mesh(text, "mesh.yaml"))
+    assert any("flags.recommendations.saves: engine.weights_via is rds" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("change", "line", "key", "message", "remedy"),
     [

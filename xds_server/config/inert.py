@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from xds_server.model.topology import Mesh
+from xds_server.model.template import Flag
+from xds_server.model.topology import Mesh, WeightsVia
 
 
 def inert_keys(mesh: Mesh) -> tuple[str, ...]:
@@ -24,7 +25,6 @@ def _without_source(mesh: Mesh) -> dict[str, str]:
 
 
 def _inert(mesh: Mesh) -> Iterator[str]:
-    flags = [(t.name, f) for t in mesh.templates.values() for f in t.flags]
     for service in mesh.services.values():
         for provider in service.providers:
             at = f"services.{service.name}.providers.{provider.name}"
@@ -35,13 +35,18 @@ def _inert(mesh: Mesh) -> Iterator[str]:
         for key, why in lacking.items():
             if getattr(template.behaviour, key) is not None:
                 yield f"templates.{template.name}.behaviour.{key}: checks will use it; {why}"
-    for name, flag in flags:
-        if flag.owner == "engine":
-            at = f"templates.{name}.flags.{flag.name}"
-            if not flag.default and (flag.saves or flag.worth_usd_per_h):
-                key = "saves" if flag.saves else "worth_usd_per_h"
-                yield f"{at}.{key}: only features that are on by default are switched"
-            elif flag.saves and not flag.worth_usd_per_h:
-                yield f"{at}.saves: switching needs worth_usd_per_h as well"
-            elif flag.worth_usd_per_h and not flag.saves:
-                yield f"{at}.worth_usd_per_h: switching needs saves as well"
+        for flag in template.flags:
+            for key in ("saves", "worth_usd_per_h"):
+                if getattr(flag, key) and (why := _unswitched(mesh, flag)):
+                    yield f"templates.{template.name}.flags.{flag.name}.{key}: {why}"
+
+
+def _unswitched(mesh: Mesh, flag: Flag) -> str:
+    """Say why the engine never switches a feature of its own; "" when it may."""
+    if not flag.default:
+        return "only features that are on by default are switched"
+    if mesh.engine.weights_via is WeightsVia.RDS:
+        return "engine.weights_via is rds, and features travel in runtime layers alone"
+    if not flag.worth_usd_per_h:
+        return "switching needs worth_usd_per_h as well"
+    return "" if flag.saves else "switching needs saves as well"
