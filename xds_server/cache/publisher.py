@@ -33,7 +33,6 @@ from xds_server.model.ids import (
     GroupKey,
     NodeId,
     ProviderName,
-    ServiceName,
     TypeUrl,
 )
 from xds_server.model.snapshot import Node, Overlay, Snapshot, TypeSnapshot
@@ -222,10 +221,6 @@ class Publisher:
         epoch = self._weights.epoch + 1  # what comes next is new, also to who had it before
         self._weights = _Weights(epoch=epoch)
         self._refresh(self._handles)
-
-    def weights_asked(self, group: GroupKey) -> Mapping[ServiceName, Mapping[ProviderName, int]]:
-        """Return the weights that a group has been given; empty at the baseline."""
-        return self._weights.overlay.weights.get(group, {})
 
     # -- composition -----------------------------------------------------------------
 
