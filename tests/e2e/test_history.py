@@ -1,21 +1,18 @@
 """History as its user meets it: `xds-server serve`, a real Envoy, `xds-server history`."""
 
-import asyncio
 import csv
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import duckdb
 import pytest
 
-from tests.e2e.envoy import Envoy, eventually, free_port
-from tests.e2e.test_serve import Plane
+from tests.e2e.envoy import eventually
+from tests.e2e.served import Plane, ports, served
 from tests.e2e.upstream import Traffic, Upstream, serving
 
 pytestmark = pytest.mark.e2e
@@ -29,16 +26,8 @@ class Kept(Plane):
         with self.path.open("a") as mesh:
             mesh.write("history: {path: ./history.duckdb}\n")
 
-    @property
-    def admin(self) -> str:
-        return f"http://127.0.0.1:{self.ports['admin']}"
-
     async def history(self, *args: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "xds_server", "history", "search", *args]
-        command += ["--admin", self.admin, "--config", str(self.path)]
-        return await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, text=True, check=False
-        )
+        return await self.ask("history", "search", *args, "--config", self.path)
 
     async def requests(self) -> dict[str, float]:
         """Requests by provider, as the command says."""
@@ -48,8 +37,7 @@ class Kept(Plane):
         return {s["provider"]: s["total"]["requests"] for s in series}
 
     async def metric(self, name: str) -> float:
-        async with aiohttp.ClientSession() as session, session.get(f"{self.admin}/metrics") as got:
-            lines = (await got.text()).splitlines()
+        lines = (await self.text("/metrics")).splitlines()
         return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
 
 
@@ -59,30 +47,18 @@ def logs_left(folder: Path) -> list[Path]:
 
 
 class Living:
-    def __init__(self, plane: Kept, envoy: Envoy, up: dict[str, Upstream], listener: int) -> None:
-        self.plane, self.envoy, self.up, self.listener = plane, envoy, up, listener
+    def __init__(self, plane: Kept, up: dict[str, Upstream]) -> None:
+        self.plane, self.up = plane, up
+        self.listener = plane.ports["listen"]
 
 
 @pytest.fixture
 async def living(tmp_path: Path) -> AsyncIterator[Living]:
     async with serving("a", "b") as up:
         up["a"].delay_s = up["b"].delay_s = 0.01
-        ports = {n: u.port for n, u in up.items()}
-        ports |= {name: free_port() for name in ("listen", "xds", "admin")}
-        plane, listener = Kept(tmp_path, ports), free_port()
-        envoy: Envoy | None = None
-        try:
-            await plane.start()
-            envoy = await plane.sidecar("n0", listener, "delta")
-            await envoy.start()
-            await envoy.ready()
-            yield Living(plane, envoy, up, listener)
-        finally:
-            if envoy is not None:
-                await envoy.stop()
-            if plane.process is not None and plane.process.returncode is None:
-                plane.process.kill()
-                await plane.process.wait()
+        plane = Kept(tmp_path, ports(up))
+        async with served(plane, ("n0", plane.ports["listen"], "delta")):
+            yield Living(plane, up)
 
 
 async def test_history_counts_every_request_and_is_there_without_the_server(
@@ -137,8 +113,7 @@ async def test_history_counts_every_request_and_is_there_without_the_server(
 
     await plane.start()
     assert await plane.requests() == sent
-    lines = [json.loads(line) for line in plane.log.read_text().splitlines()]
-    read = [line for line in lines if line["event"] == "history.models_read"]
+    read = [line for line in plane.logged() if line["event"] == "history.models_read"]
     assert [r["providers"] for r in read] == [0, 2]
     assert await plane.end(signal.SIGTERM) == 0
     assert logs_left(tmp_path) == []
@@ -150,13 +125,11 @@ async def test_a_file_that_cannot_be_used_stops_nothing(living: Living, tmp_path
     folder = tmp_path / "second"
     folder.mkdir()
     (folder / "history.duckdb").symlink_to(tmp_path / "history.duckdb")
-    ports = living.plane.ports | {name: free_port() for name in ("listen", "xds", "admin")}
-    second = Kept(folder, ports)
+    second = Kept(folder, ports(living.up))
     try:
         await second.start()
         assert await second.metric("xds_server_history_up") == 0.0
-        lines = [json.loads(line) for line in second.log.read_text().splitlines()]
-        (off,) = [line for line in lines if line["event"] == "history.off"]
+        (off,) = [line for line in second.logged() if line["event"] == "history.off"]
         assert "lock" in off["error"]
         assert "history.path" in off["remedy"]
         answer = await second.history()

@@ -3,11 +3,9 @@
 import asyncio
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.e2e.envoy import Envoy, eventually, free_port
-from tests.e2e.test_serve import Plane
+from tests.e2e.envoy import eventually, free_port
+from tests.e2e.served import Plane, ports, served, sidecars
 from tests.e2e.upstream import Traffic, serving
 from xds_server.generated import xds_server_registry_pb2 as pb
 from xds_server.wire.registry_service import SERVICE
@@ -64,14 +62,8 @@ class Announcing(Plane):
         return provider  # type: ignore[no-any-return]
 
     async def cli(self, *args: str) -> str:
-        url = f"http://127.0.0.1:{self.ports['admin']}"
-        out = await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-m", "xds_server", *args, "--admin", url],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
+        out = await self.ask(*args)
+        assert out.returncode == 0, out.stderr
         return out.stdout
 
 
@@ -129,34 +121,19 @@ class Announcer:
 
 @pytest.fixture
 async def plane(tmp_path: Path) -> AsyncIterator[Announcing]:
-    ports = {name: free_port() for name in ("listen", "xds", "admin")}
-    made = Announcing(tmp_path, ports)
-    await made.start()
-    yield made
-    if made.process is not None and made.process.returncode is None:
-        made.process.kill()
-        await made.process.wait()
-    assert not {"engine.tick_failed", "xds.stream_failed"} & set(await made.events())
+    made = Announcing(tmp_path, ports({}))
+    async with served(made):
+        yield made
 
 
-@asynccontextmanager
-async def sidecar(plane: Announcing, api: str) -> AsyncIterator[Envoy]:
-    envoy = await plane.sidecar("n0", plane.ports["listen"], api)
-    try:
-        await envoy.start()
-        yield await envoy.ready()
-    finally:
-        await envoy.stop()
-
-
-@pytest.mark.parametrize("api", ["delta", "sotw"])
 async def test_an_endpoint_comes_when_it_registers_and_leaves_when_it_falls_silent(
-    plane: Announcing, api: str
+    plane: Announcing,
 ) -> None:
-    xds = plane.ports["xds"]
+    xds, listeners = plane.ports["xds"], (free_port(), free_port())
+    apis = zip(("n0", "n1"), listeners, ("delta", "sotw"), strict=True)
     async with (
         serving("one", "two") as up,
-        sidecar(plane, api),
+        sidecars(plane, *apis),
         Announcer(xds, up["one"].port) as one,
     ):
 
@@ -164,21 +141,27 @@ async def test_an_endpoint_comes_when_it_registers_and_leaves_when_it_falls_sile
             return len((await plane.pool())["endpoints"]) == 1
 
         await eventually("it is registered", registered)
-        async with Traffic(plane.ports["listen"], gap_s=0.01) as traffic:
-            await eventually("it serves", lambda: traffic.answers["one"] > 20)
-            traffic.failures.clear()  # of the time before Envoy had it
+        first, second = (Traffic(port, gap_s=0.01) for port in listeners)
+        async with first, second:
+            both = (first, second)
+            await eventually("it serves", lambda: all(t.answers["one"] > 20 for t in both))
+            for traffic in both:
+                traffic.failures.clear()  # of the time before Envoy had it
             async with Announcer(xds, up["two"].port) as two:
-                await eventually("the other serves too", lambda: traffic.answers["two"] > 20)
+                await eventually(
+                    "the other serves too", lambda: all(t.answers["two"] > 20 for t in both)
+                )
                 await one.fall_silent()
 
                 async def gone() -> bool:
-                    return (await traffic.split(20)).get("one", 0.0) == 0.0
+                    splits = await asyncio.gather(*(t.split(20) for t in both))
+                    return all(split.get("one", 0.0) == 0.0 for split in splits)
 
                 await eventually("it gets no traffic", gone)
                 assert time.monotonic() - one.heard_s < LEAVE_S + 1.0  # 1 s to see it
                 assert two.registered == 1
                 await _shown(plane, up["two"].port)
-            assert traffic.failures == []
+            assert first.failures == second.failures == []
 
 
 async def _shown(plane: Announcing, port: int) -> None:
@@ -207,18 +190,18 @@ async def _shown(plane: Announcing, port: int) -> None:
     assert (price["standard_error"], price["stale"]) == (0.0, False)
     hourly = traffic["rps"]["value"] * 3600.0 / 1e6
     assert pool["cost_usd_per_h"]["value"] == pytest.approx(hourly)
-    (instance,) = await plane.get("/v1/instances")
-    assert (instance["node_id"], instance["application"], instance["phase"]) == (
-        "n0",
-        "shop",
-        "steady",
-    )
-    assert instance["health"] == "ok"
-    assert instance["rps_by_service"]["search"] > 5.0
+    instances = await plane.get("/v1/instances")
+    assert [i["node_id"] for i in instances] == ["n0", "n1"]
+    for instance in instances:
+        assert (instance["application"], instance["phase"]) == ("shop", "steady")
+        assert instance["health"] == "ok"
+        assert instance["rps_by_service"]["search"] > 5.0
     table = await plane.cli("services", "search")
     assert f"127.0.0.1:{port}" in table
     assert json.loads(await plane.cli("services", "search", "--json"))[0]["service"] == "search"
-    assert "n0" in await plane.cli("instances")
+    listed = await plane.cli("instances")
+    assert "n0" in listed
+    assert "n1" in listed
 
 
 async def test_a_server_that_is_killed_and_comes_back_takes_traffic_from_no_endpoint(
@@ -229,7 +212,7 @@ async def test_a_server_that_is_killed_and_comes_back_takes_traffic_from_no_endp
         serving("one", "two") as up,
         Announcer(xds, up["one"].port) as one,
         Announcer(xds, up["two"].port) as two,
-        sidecar(plane, "delta"),
+        sidecars(plane, ("n0", plane.ports["listen"], "delta")),
         Traffic(plane.ports["listen"], gap_s=0.01) as traffic,
     ):
         await eventually(

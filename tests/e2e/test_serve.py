@@ -1,121 +1,17 @@
 """The whole product as its user runs it: `xds-server serve`, `bootstrap`, real Envoys."""
 
-import asyncio
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import pytest
 
 from tests.e2e.envoy import Envoy, eventually, free_port
+from tests.e2e.served import TTL_S, Plane, ports, served, xds_server
 from tests.e2e.upstream import Traffic, Upstream, serving
 
 pytestmark = pytest.mark.e2e
-TTL_S = 3.0
-
-MESH = """\
-mesh: test
-mode: {mode}
-engine: {{tick_s: 0.5, weights_ttl_s: {ttl}, min_share_ratio: 0.02, max_shift_ratio: 0.5}}
-telemetry: {{stats_flush_interval_s: 0.25, load_report_interval_s: 1.0}}
-services:
-  search:
-    providers:
-      a:
-        endpoints: [{{address: 127.0.0.1, port: {a}}}]
-        capacity: {{concurrency: 16}}
-        price: {{per_million_requests_usd: 1.0}}
-        baseline_weight: 70
-      b:
-        endpoints: [{{address: 127.0.0.1, port: {b}}}]
-        capacity: {{concurrency: 16}}
-        price: {{per_million_requests_usd: 1.0}}
-        baseline_weight: 30
-templates:
-  web:
-    calls:
-      search: {{timeout_s: 2.0, retries: 1, listener: "127.0.0.1:{listen}"}}
-    profiles:
-      steady: {{latency_p95_s: 0.5, weights: {{performance: 0.9, cost: 0.1}}}}
-    phases: {{min_dwell_s: 1.0, blend_s: 1.0}}
-applications:
-  shop: {{template: web}}
-server:
-  xds: {{address: "127.0.0.1:{xds}"}}
-  admin: {{address: "127.0.0.1:{admin}"}}
-"""
-
-
-class Plane:
-    """One `xds-server serve` process, and the file it watches."""
-
-    def __init__(self, folder: Path, ports: dict[str, int]) -> None:
-        self.folder, self.ports = folder, ports
-        self.path = folder / "mesh.yaml"
-        self.log = folder / "serve.log"
-        self.process: asyncio.subprocess.Process | None = None
-        self.write()
-
-    def write(self, mode: str = "enforce", **changes: int) -> None:
-        text = MESH.format(**{**self.ports, **changes}, mode=mode, ttl=TTL_S)
-        self.path.write_text(text)
-
-    async def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "xds_server", "serve", "-c", self.path),
-                stdout=log,
-                stderr=log,
-            )
-        await eventually("it is ready", self.ready, within_s=20.0)
-
-    async def ready(self) -> bool:
-        assert self.process is not None
-        assert self.process.returncode is None, self.log.read_text()[-3000:]
-        async with aiohttp.ClientSession() as session:
-            url = f"http://127.0.0.1:{self.ports['admin']}/readyz"
-            async with session.get(url) as answer:
-                return answer.status == 200
-
-    async def end(self, how: signal.Signals) -> int:
-        assert self.process is not None
-        self.process.send_signal(how)
-        async with asyncio.timeout(10.0):
-            return await self.process.wait()
-
-    async def get(self, path: str) -> Any:
-        url = f"http://127.0.0.1:{self.ports['admin']}{path}"
-        async with aiohttp.ClientSession() as session, session.get(url) as answer:
-            text = await answer.text()
-            assert answer.status == 200, f"{path}: {text}\n{self.log.read_text()[-3000:]}"
-            return json.loads(text)
-
-    async def events(self) -> list[str]:
-        return [json.loads(line)["event"] for line in self.log.read_text().splitlines()]
-
-    async def sidecar(self, node: str, listen: int, api: str) -> Envoy:
-        """Bootstrap an Envoy as a person would: with the command."""
-        out = await asyncio.to_thread(
-            subprocess.run,
-            [
-                *(sys.executable, "-m", "xds_server", "bootstrap", "-c", self.path),
-                *("--application", "shop", "--node", node, "--format", "json"),
-                *("--set", f"admin.address=127.0.0.1:{free_port()}", "--set", f"api={api}"),
-                *("--set", f"listeners.search=127.0.0.1:{listen}"),
-                *("--set", "locality.region=here"),
-            ],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        return Envoy(json.loads(out.stdout), self.folder)
 
 
 class World:
@@ -139,27 +35,10 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with serving("a", "b") as up:
         for upstream in up.values():
             upstream.delay_s = 0.01
-        ports = {n: u.port for n, u in up.items()}
-        ports |= {name: free_port() for name in ("listen", "xds", "admin")}
-        plane = Plane(tmp_path, ports)
-        envoys: list[Envoy] = []
-        listeners = [free_port(), free_port()]
-        try:
-            await plane.start()
-            for i, api in enumerate(("delta", "sotw")):
-                envoy = await plane.sidecar(f"n{i}", listeners[i], api)
-                envoys.append(envoy)
-                await envoy.start()
-            for envoy in envoys:
-                await envoy.ready()
+        plane, listeners = Plane(tmp_path, ports(up)), [free_port(), free_port()]
+        apis = zip(("n0", "n1"), listeners, ("delta", "sotw"), strict=True)
+        async with served(plane, *apis) as envoys:
             yield World(plane, envoys, up, listeners)
-            assert not {"engine.tick_failed", "xds.stream_failed"} & set(await plane.events())
-        finally:
-            for envoy in envoys:
-                await envoy.stop()
-            if plane.process is not None and plane.process.returncode is None:
-                plane.process.kill()
-                await plane.process.wait()
 
 
 async def test_a_slow_provider_loses_traffic_and_everything_survives_the_controller(
@@ -276,14 +155,7 @@ async def test_sigterm_ends_it_cleanly(world: World) -> None:
 
 
 async def test_a_taken_port_is_said_in_one_line(world: World) -> None:
-    out = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "xds_server", "serve", "-c", world.plane.path],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env={**os.environ},
-    )
+    out = await xds_server("serve", "-c", world.plane.path)
     assert out.returncode == 1
     assert "cannot listen" in out.stderr
     assert "Traceback" not in out.stderr

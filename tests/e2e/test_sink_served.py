@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.envoy import eventually, free_port
+from tests.e2e.envoy import eventually
+from tests.e2e.served import Plane, ports, served
 from tests.e2e.telemetry import send
 from tests.e2e.test_access_log_envoy import request
-from tests.e2e.test_serve import Plane
 from tests.e2e.upstream import serving
 
 pytestmark = pytest.mark.e2e
@@ -18,24 +18,20 @@ KEYS = "sink: open_telemetry, access_log_sample_ratio: 0.0, stats_flush_interval
 
 async def test_both_are_chosen_by_a_key_and_shown_by_the_api(tmp_path: Path) -> None:
     async with serving("a", "b") as up:
-        ports = {name: free_port() for name in ("listen", "xds", "admin")}
-        plane = Plane(tmp_path, ports | {name: u.port for name, u in up.items()})
+        plane = Plane(tmp_path, ports(up))
+        listen = plane.ports["listen"]
         text = plane.path.read_text()
         band = "    behaviour: {read_ratio: [0.9, 1.0]}\n    profiles:"
         text = text.replace("stats_flush_interval_s", KEYS).replace("    profiles:", band)
         plane.path.write_text(text)
-        await plane.start()
-        envoy = await plane.sidecar("n1", ports["listen"], "delta")
-        try:
-            await (await envoy.start()).ready()
-
+        async with served(plane, ("n1", listen, "delta")):
             (inert,) = (await plane.get("/v1/status"))["inert_keys"]
             assert "read_ratio" in inert
             plane.path.write_text(text.replace("sample_ratio: 0.0", "sample_ratio: 1.0"))
 
             async def counted() -> Any:
-                await send(ports["listen"], 10)
-                await request(ports["listen"], "POST", 10)
+                await send(listen, 10)
+                await request(listen, "POST", 10)
                 row = (await plane.get("/v1/instances"))[0]
                 rps = row["traffic"]["rps"]["value"]
                 return row if rps and row["sampled"] and row["sampled"]["calls"] >= 40 else None
@@ -56,6 +52,4 @@ async def test_both_are_chosen_by_a_key_and_shown_by_the_api(tmp_path: Path) -> 
                 return [b["state"] for b in bands if b["name"] == "read_ratio"] == ["breach"]
 
             await eventually("reads are out of their band", out_of_band)
-        finally:
-            await envoy.stop()
             assert await plane.end(signal.SIGTERM) == 0

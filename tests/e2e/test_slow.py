@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.envoy import Envoy, eventually, free_port
-from tests.e2e.test_serve import Plane
+from tests.e2e.envoy import Envoy, eventually
+from tests.e2e.served import Plane, ports, served
 from tests.e2e.upstream import Traffic, Upstream, serving
 
 pytestmark = pytest.mark.e2e
@@ -58,28 +58,16 @@ async def test_a_standby_gets_traffic_and_a_feature_goes_off_and_comes_back_by_i
     async with serving("main", "spare") as up:
         for upstream in up.values():
             upstream.delay_s = 0.01
-        ports = {n: u.port for n, u in up.items()}
-        ports |= {name: free_port() for name in ("listen", "xds", "admin")}
-        plane = SlowPlane(tmp_path, ports)
-        envoy: Envoy | None = None
-        try:
-            await plane.start()
-            envoy = await plane.sidecar("n1", ports["listen"], "delta")
-            await (await envoy.start()).ready()
-            async with Traffic(ports["listen"], gap_s=0.01) as traffic:
+        plane = SlowPlane(tmp_path, ports(up))
+        listen = plane.ports["listen"]
+        async with served(plane, ("n1", listen, "delta")) as (envoy,):
+            async with Traffic(listen, gap_s=0.01) as traffic:
                 await _enters(plane, up["main"], traffic)
                 await _switches(plane, envoy)
             assert traffic.failures == []
-            assert not {"engine.tick_failed", "xds.stream_failed"} & set(await plane.events())
             await plane.end(signal.SIGKILL)
             # Gone with its layer, which is to say: as the application has it by default.
             await eventually("nothing is switched any more", lambda: _is(envoy, None))
-        finally:
-            if envoy is not None:
-                await envoy.stop()
-            if plane.process is not None and plane.process.returncode is None:
-                plane.process.kill()
-                await plane.process.wait()
 
 
 async def _enters(plane: SlowPlane, main: Upstream, traffic: Traffic) -> None:

@@ -18,8 +18,9 @@ from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from xds.data.orca.v3 import orca_load_report_pb2
 
-from tests.e2e.envoy import eventually, free_port
+from tests.e2e.envoy import eventually
 from tests.e2e.plane import WallClock
+from tests.e2e.served import ports, served
 from tests.e2e.telemetry import NODE, Plane, based, quick, send, settled, sidecar
 from tests.e2e.test_history import Kept
 from tests.e2e.upstream import serving
@@ -128,13 +129,9 @@ async def test_counts_errors_bytes_and_quantiles_are_those_of_the_traffic(tmp_pa
 
 async def test_counts_are_exact_over_a_restart_and_never_doubled_by_a_kill(tmp_path: Path) -> None:
     async with serving("a", "b") as up:
-        ports = {n: u.port for n, u in up.items()}
-        ports |= {name: free_port() for name in ("listen", "xds", "admin")}
-        plane, listen = Kept(tmp_path, ports), free_port()
-        await plane.start()
-        envoy = await plane.sidecar("n0", listen, "delta")
-        try:
-            await (await envoy.start()).ready()
+        plane = Kept(tmp_path, ports(up))
+        listen = plane.ports["listen"]
+        async with served(plane, ("n0", listen, "delta")):
 
             async def reports() -> bool:
                 nodes = (await plane.get("/v1/status"))["nodes"]
@@ -166,10 +163,6 @@ async def test_counts_are_exact_over_a_restart_and_never_doubled_by_a_kill(tmp_p
 
             await eventually("what came after is there", counted)
             assert sum((await plane.requests()).values()) == before + 10
-        finally:
-            await envoy.stop()
-            if plane.process is not None and plane.process.returncode is None:
-                await plane.end(signal.SIGTERM)
 
 
 async def test_who_lies_about_a_real_envoy_is_refused_and_its_counts_stay_right(

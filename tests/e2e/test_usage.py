@@ -10,8 +10,8 @@ from aiohttp import web
 from tests.contract.exporter import Exporter, PrometheusApi, vector
 from tests.contract.servers import serving as serving_app
 from tests.contract.test_usage_processes import BALLAST_BYTES, PYTHON_BYTES, Worker
-from tests.e2e.envoy import eventually, free_port
-from tests.e2e.test_serve import Plane
+from tests.e2e.envoy import eventually
+from tests.e2e.served import Plane, ports, served
 from tests.e2e.upstream import serving
 
 pytestmark = pytest.mark.e2e
@@ -84,24 +84,12 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with serving("a") as up, serving_app(app, None) as prometheus:
         await worker.start()
         (tmp_path / "n0.pid").write_text(f"{worker.pid}\n")
-        ports = {name: free_port() for name in ("listen", "xds", "admin")}
-        plane = UsedPlane(tmp_path, ports | {"a": up["a"].port, "prometheus": prometheus})
-        envoy = None
+        plane = UsedPlane(tmp_path, ports(up) | {"prometheus": prometheus})
         try:
-            await plane.start()
-            envoy = await plane.sidecar("n0", ports["listen"], "delta")
-            await envoy.start()
-            await envoy.ready()
-            yield World(plane, worker)
-            failed = {"engine.tick_failed", "xds.stream_failed", "source.failed"}
-            assert not failed & set(await plane.events())
+            async with served(plane, ("n0", plane.ports["listen"], "delta")):
+                yield World(plane, worker)
         finally:
-            if envoy is not None:
-                await envoy.stop()
             await worker.stop()
-            if plane.process is not None and plane.process.returncode is None:
-                plane.process.kill()
-                await plane.process.wait()
 
 
 async def test_usage_is_checked_decides_phases_and_is_shown_with_its_age(world: World) -> None:

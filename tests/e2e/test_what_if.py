@@ -1,18 +1,15 @@
 """Suppositions about a mesh with a real Envoy: what was foretold comes true."""
 
-import asyncio
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.envoy import Envoy, eventually, free_port
-from tests.e2e.test_serve import Plane
+from tests.e2e.envoy import eventually
+from tests.e2e.served import Plane, ports, served
 from tests.e2e.upstream import Traffic, Upstream, serving
 
 pytestmark = pytest.mark.e2e
@@ -30,15 +27,8 @@ class Recommending(Plane):
         text = text[:b_price] + text[b_price:].replace("usd: 1.0", "usd: 0.2", 1)
         self.path.write_text(text + "history: {path: ./history.duckdb}\n")
 
-    async def ask(self, *args: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "xds_server", *map(str, args), "--json"]
-        command += ["--admin", f"http://127.0.0.1:{self.ports['admin']}"]
-        return await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, text=True, check=False
-        )
-
     async def answer(self, *args: object) -> Any:
-        done = await self.ask(*args)
+        done = await self.ask(*args, "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -52,30 +42,17 @@ class Recommending(Plane):
 
 
 @pytest.fixture
-async def plane(tmp_path: Path) -> AsyncIterator[tuple[Recommending, dict[str, Upstream], int]]:
+async def plane(tmp_path: Path) -> AsyncIterator[tuple[Recommending, dict[str, Upstream]]]:
     async with serving("a", "b") as up:
-        ports = {n: u.port for n, u in up.items()}
-        ports |= {name: free_port() for name in ("listen", "xds", "admin")}
-        plane, listener = Recommending(tmp_path, ports), free_port()
-        envoy: Envoy | None = None
-        try:
-            await plane.start()
-            envoy = await plane.sidecar("n0", listener, "delta")
-            await envoy.start()
-            await envoy.ready()
-            yield plane, up, listener
-        finally:
-            if envoy is not None:
-                await envoy.stop()
-            if plane.process is not None and plane.process.returncode is None:
-                plane.process.kill()
-                await plane.process.wait()
+        plane = Recommending(tmp_path, ports(up))
+        async with served(plane, ("n0", plane.ports["listen"], "delta")):
+            yield plane, up
 
 
 async def test_what_was_foretold_comes_true_and_asking_pushes_nothing(
-    plane: tuple[Recommending, dict[str, Upstream], int],
+    plane: tuple[Recommending, dict[str, Upstream]],
 ) -> None:
-    control, up, listener = plane
+    control, up = plane
     up["a"].delay_s, up["b"].delay_s = 0.02, 0.03
 
     async def settled() -> Any:
@@ -84,12 +61,12 @@ async def test_what_was_foretold_comes_true_and_asking_pushes_nothing(
         known = seen and abs(routes[0]["predicted_latency_ms"] - seen) < 0.1 * seen
         return routes[0] if known and routes[0]["demand_rps"] > 20.0 else None
 
-    async with Traffic(listener, gap_s=0.01) as traffic:
+    async with Traffic(control.ports["listen"], gap_s=0.01) as traffic:
         await eventually("the models have learned", settled, within_s=20.0)
         before = await control.versions()
         down = await control.get("/v1/what-if?application=shop&service=search&set=a.down")
         slower = await control.answer(*ASKED, "--set", "a.latency=x4")
-        refused = await control.ask(*ASKED, "--set", "c.down")
+        refused = await control.ask(*ASKED, "--set", "c.down", "--json")
         assert await control.versions() == before
 
         assert refused.returncode == 2
