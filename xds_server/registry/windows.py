@@ -1,12 +1,10 @@
 """What every (node, provider) pair did lately: a ring of slots over struct-of-arrays."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from collections.abc import Iterable
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xds_server.model.history import SlotTables
 from xds_server.model.ids import NodeId, ProviderName
@@ -17,8 +15,8 @@ from xds_server.model.telemetry import (
     PairWindow,
     SampleBatch,
 )
+from xds_server.registry.pairs import PairRows, padded
 
-_F = TypeVar("_F", np.float32, np.float64)
 _HIST: Final = len(LATENCY_BUCKETS_MS) + 1
 # Columns of the slot table: COUNTERS first, in their order.
 _LATENCY, _ACTIVE, _MESSAGES, _COVERED = range(len(COUNTERS), len(COUNTERS) + 4)
@@ -26,48 +24,19 @@ _COLUMNS: Final = len(COUNTERS) + 4
 _NO_ROWS: Final = np.empty(0, dtype=np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class _Index:
-    """Which row of the tables belongs to which pair, node by node."""
-
-    nodes: tuple[NodeId, ...]
-    providers: tuple[ProviderName, ...]
-    node_row: Ints  # (P,)
-    provider_row: Ints  # (P,)
-    rows: Ints  # (P,)
-
-    @classmethod
-    def of(cls, rows: Mapping[NodeId, Mapping[ProviderName, int]]) -> "_Index":
-        nodes = tuple(rows)
-        providers = tuple(sorted({p for mine in rows.values() for p in mine}))
-        provider_row = {name: i for i, name in enumerate(providers)}
-        flat = [
-            (i, provider_row[p], row)
-            for i, node in enumerate(nodes)
-            for p, row in rows[node].items()
-        ]
-        columns = np.array(flat, dtype=np.int64).reshape(len(flat), 3).T.copy()
-        columns.flags.writeable = False  # shared by windows
-        return cls(nodes, providers, *columns)
-
-
 class PairWindows:
     """Ring of ``slots`` periods for at most ``max_pairs`` pairs.
 
-    Rows are allotted when a pair is first heard and freed when its node leaves; beyond the
-    bound new pairs are refused and counted, those that have a row are not touched. Reports
-    go straight into arrays, so there is no queue to lose anything from.
+    Beyond the bound new pairs are refused and counted. Reports go straight into arrays, so
+    there is no queue to lose anything from.
     """
 
     def __init__(self, *, slot_s: float, slots: int, max_pairs: int) -> None:
-        self.slot_s, self._slots, self._max_pairs = slot_s, slots, max_pairs
+        self.slot_s, self._slots = slot_s, slots
         self.refused: Counter[str] = Counter()
-        self._rows: dict[NodeId, dict[ProviderName, int]] = {}
-        self._index: _Index | None = None  # of ``_rows``, until they change
+        self._pairs = PairRows(max_pairs)
         # A node's rows in the order of its last batch: messages repeat their providers.
         self._last: dict[NodeId, tuple[tuple[ProviderName, ...], Ints]] = {}
-        self._free: list[int] = []
-        self._used = 0
         self._now = 0  # slot that is being filled
         self._table = np.zeros((slots, 0, _COLUMNS))
         self._hist = np.zeros((slots, 0, _HIST), dtype=np.float32)
@@ -76,7 +45,7 @@ class PairWindows:
     @property
     def pairs(self) -> int:
         """Rows in use."""
-        return self._used - len(self._free)
+        return self._pairs.pairs
 
     def restart(self, slot_s: float) -> None:
         """Begin anew with slots of another length."""
@@ -109,29 +78,17 @@ class PairWindows:
 
     def forget(self, node_id: NodeId) -> None:
         """Free a node's rows."""
-        self._index = None
         self._last.pop(node_id, None)
-        rows = self._rows.pop(node_id, {})
-        for row in rows.values():
-            self._table[:, row] = 0.0
-            self._hist[:, row] = 0.0
-            self._free.append(row)
+        self._clear(self._pairs.forget(node_id))
 
     def keep_providers(self, providers: Iterable[ProviderName]) -> None:
         """Free the rows of all other providers."""
-        self._index = None
         self._last.clear()
-        known = set(providers)
-        for rows in self._rows.values():
-            for provider in rows.keys() - known:
-                row = rows.pop(provider)
-                self._table[:, row] = 0.0
-                self._hist[:, row] = 0.0
-                self._free.append(row)
+        self._clear(self._pairs.keep_providers(providers))
 
     def window(self, now_s: float, slots: int) -> PairWindow:
         """Sum the newest ``slots`` completed slots; the pairs of a node are neighbours."""
-        index = self._index = self._index or _Index.of(self._rows)
+        index = self._pairs.index()
         rows = index.rows
         chosen = [(self._now - 1 - k) % self._slots for k in range(min(slots, self._slots - 1))]
         table = np.zeros((len(rows), _COLUMNS))
@@ -161,7 +118,7 @@ class PairWindows:
 
     def newest(self) -> SlotTables:
         """Copy the newest completed slot, rows that are not in use included."""
-        index = self._index = self._index or _Index.of(self._rows)
+        index = self._pairs.index()
         slot = (self._now - 1) % self._slots
         return SlotTables(
             nodes=index.nodes,
@@ -169,44 +126,24 @@ class PairWindows:
             node_row=index.node_row,
             provider_row=index.provider_row,
             rows=index.rows,
-            table=self._table[slot, : self._used].copy(),
-            hist=self._hist[slot, : self._used].copy(),
+            table=self._table[slot, : self._pairs.used].copy(),
+            hist=self._hist[slot, : self._pairs.used].copy(),
         )
 
     def _rows_of(self, node_id: NodeId, providers: tuple[ProviderName, ...]) -> Ints:
         names, rows = self._last.get(node_id, ((), _NO_ROWS))
         if names is providers:
             return rows
-        mine = self._rows.setdefault(node_id, {})
-        rows = np.array([mine.get(p, -1) for p in providers], dtype=np.int64)
-        for k in np.flatnonzero(rows < 0):
-            self._index = None
-            rows[k] = self._allot()
-            if rows[k] >= 0:
-                mine[providers[k]] = int(rows[k])
-            else:
-                self.refused["too many pairs"] += 1
-        if len(rows) and rows.min() >= 0:
+        rows = self._pairs.allot(node_id, providers)
+        if more := self._pairs.missing(self._table.shape[1]):
+            self._table, self._hist = padded(self._table, more), padded(self._hist, more)
+            self._seen_at_s = np.append(self._seen_at_s, np.zeros(more))
+        if beyond := int((rows < 0).sum()):
+            self.refused["too many pairs"] += beyond
+        elif len(rows):
             self._last[node_id] = (providers, rows)
         return rows
 
-    def _allot(self) -> int:
-        if self._free:
-            return self._free.pop()
-        if self._used >= self._max_pairs:
-            return -1
-        if self._used == self._table.shape[1]:
-            self._grow()
-        self._used += 1
-        return self._used - 1
-
-    def _grow(self) -> None:
-        more = min(max(64, self._used), self._max_pairs - self._used)
-        self._table = _padded(self._table, more)
-        self._hist = _padded(self._hist, more)
-        self._seen_at_s = np.append(self._seen_at_s, np.zeros(more))
-
-
-def _padded(array: NDArray[_F], more: int) -> NDArray[_F]:
-    zeros = np.zeros((array.shape[0], more, array.shape[2]), dtype=array.dtype)
-    return np.concatenate([array, zeros], axis=1)
+    def _clear(self, rows: list[int]) -> None:
+        self._table[:, rows] = 0.0
+        self._hist[:, rows] = 0.0
