@@ -52,7 +52,7 @@ from xds_server.ports import Clock
 from xds_server.registry.announcements import Announcements
 from xds_server.registry.leases import ADAPTER, Leases
 from xds_server.registry.registry import Registry
-from xds_server.registry.services import VALID_LOOKS, Directory, services_of
+from xds_server.registry.services import Directory, load_valid_s, services_of
 from xds_server.registry.tariffs import Tariffs
 from xds_server.resources.mesh import MeshResources
 from xds_server.wire.ads import DiscoveryServices
@@ -113,7 +113,7 @@ class ControlPlane:
         self.registry = Registry(
             _services(mesh),
             slot_s=mesh.engine.tick_s,
-            load_valid_s=_load_valid_s(mesh),
+            load_valid_s=load_valid_s(mesh),
             leases=self.leases,
             tariffs=self.tariffs,
         )
@@ -216,7 +216,7 @@ class ControlPlane:
         self.mesh = mesh
         self.history.configure(mesh.history)
         self.registry.set_providers(
-            _services(mesh), slot_s=mesh.engine.tick_s, load_valid_s=_load_valid_s(mesh)
+            _services(mesh), slot_s=mesh.engine.tick_s, load_valid_s=load_valid_s(mesh)
         )
         self.announcements.set_mesh(mesh)
         self.endpoints.set_mesh(mesh)
@@ -378,7 +378,3 @@ class ControlPlane:
 
 def _services(mesh: Mesh) -> dict[ProviderName, ServiceName]:
     return {p.name: p.service for p in mesh.providers.values()}
-
-
-def _load_valid_s(mesh: Mesh) -> float:
-    return VALID_LOOKS * mesh.telemetry.load_report_interval_s

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
 
 import structlog
 
@@ -13,12 +12,10 @@ from xds_server.errors import AdapterError
 from xds_server.model.ids import ProviderName
 from xds_server.model.topology import Address, Mesh, UsageSource
 from xds_server.ports import Clock, UsageUpdate
+from xds_server.registry.services import VALID_LOOKS
 from xds_server.registry.usage import Usages
 
 log = structlog.get_logger()
-
-VALID_LOOKS: Final = 3
-"""Looks for which what a source said counts: two of them may fail."""
 
 
 class Meters:

@@ -13,6 +13,7 @@ from xds_server.model.services import (
     EndpointStatus,
     ProviderView,
     Reading,
+    SampledCalls,
     ServiceView,
     Traffic,
 )
@@ -29,7 +30,8 @@ DECLARED: Final = "declared"
 STALE_S: Final = 10.0
 """Telemetry older than this, and than three flushes of a sidecar, is shown as none."""
 VALID_LOOKS: Final = 3
-"""Flushes, load reports and looks at a price for which what was said is not stale."""
+"""Flushes, load reports and looks at a price or at usage for which what was said is not stale:
+two of them may fail."""
 VALID_TICKS: Final = 5
 """Ticks for which the engine's estimates are not stale."""
 PRICE_LOOK_S: Final = 60.0
@@ -62,7 +64,7 @@ class Directory:
     @property
     def load_valid_s(self) -> float:
         """How long what providers say of their load is not stale."""
-        return VALID_LOOKS * self.mesh.telemetry.load_report_interval_s
+        return load_valid_s(self.mesh)
 
     def endpoints(self, provider: Provider) -> tuple[EndpointStatus, ...]:
         """Return a provider's endpoints; none before its source has spoken."""
@@ -112,15 +114,11 @@ def service_views(
     views = []
     for service in directory.mesh.services.values():
         providers = tuple(
-            replace(
-                _provider(
-                    directory,
-                    provider,
-                    measured.get(provider.name) or no_traffic(*windows),
-                    _Words(registry, orca, directory, estimates, provider),
-                    hosts.get(provider.name, UNKNOWN),
-                ),
-                sampled=sampled.get(provider.name),
+            _provider(
+                measured.get(provider.name) or no_traffic(*windows),
+                _Words(registry, orca, directory, estimates, provider),
+                hosts.get(provider.name, UNKNOWN),
+                sampled.get(provider.name),
             )
             for provider in service.providers
         )
@@ -130,6 +128,11 @@ def service_views(
         rps = sum(p.traffic.rps.value or 0.0 for p in providers)
         views.append(ServiceView(service.name, rps, total, providers))
     return tuple(views)
+
+
+def load_valid_s(mesh: Mesh) -> float:
+    """Return how long what providers say of their load is not stale."""
+    return VALID_LOOKS * mesh.telemetry.load_report_interval_s
 
 
 def prices_of(views: tuple[ServiceView, ...]) -> dict[ProviderName, Reading]:
@@ -215,9 +218,10 @@ class _Words:
 
 
 def _provider(
-    directory: Directory, provider: Provider, seen: Traffic, words: _Words, hosts: Reading
+    seen: Traffic, words: _Words, hosts: Reading, sampled: SampledCalls | None
 ) -> ProviderView:
-    endpoints = directory.endpoints(provider)
+    provider = words.provider
+    endpoints = words.directory.endpoints(provider)
     price = words.price()
     hourly_usd = words.endpoint_hour_usd() * len(endpoints)
     return ProviderView(
@@ -235,6 +239,7 @@ def _provider(
         cost_usd_per_h=_cost(seen.rps, price, hourly_usd),
         cpu_ratio=words.usage("cpu_ratio"),
         memory_bytes=words.usage("memory_bytes"),
+        sampled=sampled,
     )
 
 
