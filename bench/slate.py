@@ -12,7 +12,7 @@ from the counts and latencies of sampled requests that sidecars would report.
 
 import argparse
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -80,7 +80,6 @@ class Sidecars:
     """Where the weights are in force; starts with what the operator configured."""
 
     shares: dict[str, Floats]
-    overlays: list[Overlay] = field(default_factory=list)
 
     def publish(self, overlay: Overlay, now_s: float) -> None:
         """Take weights over."""
