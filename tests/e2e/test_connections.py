@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -12,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import grpc
 import pytest
 import trustme
@@ -21,7 +19,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 
 from tests.e2e.envoy import Envoy, eventually, free_port
 from tests.e2e.plane import Recorder, WallClock, resources, shop
-from tests.e2e.test_serve import Plane
+from tests.e2e.served import Plane, ports, served, sidecars
 from tests.e2e.upstream import Traffic, Upstream, serving
 from xds_server.app.clock import SystemClock
 from xds_server.cache.publisher import Publisher
@@ -37,35 +35,17 @@ pytestmark = pytest.mark.e2e
 @asynccontextmanager
 async def planned(folder: Path, up: dict[str, Upstream], **xds: object) -> AsyncIterator[Plane]:
     """A control plane whose ``server.xds`` has these keys too."""
-    ports = {name: u.port for name, u in up.items()}
-    plane = Plane(folder, ports | {name: free_port() for name in ("listen", "xds", "admin")})
+    plane = Plane(folder, ports(up))
     more = "".join(f"{key}: {value}, " for key, value in xds.items())
     text = plane.path.read_text()
     plane.path.write_text(text.replace("xds: {address: ", f"xds: {{{more}address: "))
-    try:
-        await plane.start()
+    async with served(plane):
         yield plane
-    finally:
-        if plane.process is not None and plane.process.returncode is None:
-            plane.process.kill()
-            await plane.process.wait()
-
-
-@asynccontextmanager
-async def sidecar(plane: Plane, node: str, listen: int, api: str) -> AsyncIterator[Envoy]:
-    envoy = await plane.sidecar(node, listen, api)
-    try:
-        await (await envoy.start()).ready()
-        yield envoy
-    finally:
-        await envoy.stop()
 
 
 async def pushes(plane: Plane) -> dict[str, float]:
     """Responses by type that were no heartbeats; RTDS carries what changes all the time."""
-    url = f"http://127.0.0.1:{plane.ports['admin']}/metrics"
-    async with aiohttp.ClientSession() as session, session.get(url) as answer:
-        lines = (await answer.text()).splitlines()
+    lines = (await plane.text("/metrics")).splitlines()
     wanted = [t for t in lines if t.startswith("xds_server_responses_total{") and '"push"' in t]
     counts = {t.split('type="')[1].split('"')[0]: float(t.rsplit(" ", 1)[1]) for t in wanted}
     return {kind: n for kind, n in counts.items() if kind != "RTDS"}
@@ -74,8 +54,7 @@ async def pushes(plane: Plane) -> dict[str, float]:
 def absences(plane: Plane) -> list[float]:
     """How long the node was away each time, in seconds."""
     out, left = [], None
-    for line in plane.log.read_text().splitlines():
-        event = json.loads(line)
+    for event in plane.logged():
         at = datetime.fromisoformat(event["timestamp"])
         if event["event"] == "xds.node_disconnected":
             left = at
@@ -90,7 +69,7 @@ async def test_old_connections_come_back_and_nothing_notices(tmp_path: Path, api
     async with (
         serving("a", "b") as up,
         planned(tmp_path, up, max_connection_age_s=1) as plane,
-        sidecar(plane, "n", listen, api) as envoy,
+        sidecars(plane, ("n", listen, api)) as (envoy,),
         Traffic(listen, gap_s=0.01) as traffic,
     ):
 
@@ -119,8 +98,10 @@ async def test_case_76_a_frozen_envoy_is_noticed_and_comes_back(tmp_path: Path) 
     async with (
         serving("a", "b") as up,
         planned(tmp_path, up, **keep) as plane,
-        sidecar(plane, "frozen", free_port(), "delta") as envoy,
-        sidecar(plane, "other", free_port(), "delta"),
+        sidecars(plane, ("frozen", free_port(), "delta"), ("other", free_port(), "delta")) as (
+            envoy,
+            _,
+        ),
     ):
 
         async def nodes() -> list[str]:
@@ -270,5 +251,6 @@ async def test_case_82_serve_ends_a_stream_whose_certificate_expires(tmp_path: P
             assert await call.read()
             async with asyncio.timeout(lives_s + 2.0):
                 assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
-        lines = [json.loads(line) for line in plane.log.read_text().splitlines()]
-        assert [e["node_id"] for e in lines if e["event"] == "xds.certificate_expired"] == ["app"]
+        assert [
+            e["node_id"] for e in plane.logged() if e["event"] == "xds.certificate_expired"
+        ] == ["app"]

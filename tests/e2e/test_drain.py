@@ -19,8 +19,8 @@ from envoy.service.discovery.v3 import discovery_pb2
 from grpc_health.v1 import health_pb2
 
 from tests.e2e.envoy import eventually, free_port
-from tests.e2e.test_connections import planned, sidecar
-from tests.e2e.test_serve import Plane
+from tests.e2e.served import Plane, sidecars
+from tests.e2e.test_connections import planned
 from tests.e2e.upstream import Traffic, serving
 from xds_server.model.ids import CDS, EDS
 from xds_server.wire.ads import AGGREGATED
@@ -102,7 +102,7 @@ async def test_case_81_streams_end_over_the_window_and_are_served_until_then(
     async with (
         serving("a", "b") as up,
         planned(tmp_path, up, drain_s=2) as plane,
-        sidecar(plane, "n", listen, "delta"),
+        sidecars(plane, ("n", listen, "delta")),
         Traffic(listen, gap_s=0.01) as traffic,
         clients(plane, STREAMS) as (open_streams, channel),
     ):
@@ -144,7 +144,7 @@ async def test_case_81_an_envoy_finds_the_next_server_and_loses_nothing(tmp_path
     async with (
         serving("a", "b") as up,
         planned(tmp_path, up, drain_s=1) as plane,
-        sidecar(plane, "n", listen, "delta") as envoy,
+        sidecars(plane, ("n", listen, "delta")) as (envoy,),
         Traffic(listen, gap_s=0.01) as traffic,
     ):
         assert await plane.end(signal.SIGTERM) == 0

@@ -1,10 +1,7 @@
 """gRPC's own xDS client on our ADS: an application that calls without a sidecar."""
 
-import asyncio
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -16,11 +13,13 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from tests.e2e.envoy import eventually, free_port
+from tests.e2e.envoy import eventually
 from tests.e2e.grpc_app import Caller, providing
 from tests.e2e.grpc_plane import Plane, at, padded, ports, with_calls
 from tests.e2e.plane import WallClock
-from tests.e2e.test_serve import Plane as Served
+from tests.e2e.served import Plane as Served
+from tests.e2e.served import ports as free_ports
+from tests.e2e.served import served, xds_server
 from xds_server.model.ids import CDS, EDS, LDS, RDS
 from xds_server.model.snapshot import Snapshot
 from xds_server.model.topology import Mesh, ServerSettings, TlsSettings
@@ -326,40 +325,34 @@ async def test_the_whole_control_plane_is_killed_and_restarted_and_no_call_fails
     tmp_path: Path,
 ) -> None:
     async with providing("a", "b", "c") as up:
-        used = {name: free_port() for name in ("listen", "xds", "admin")}
-        served = Served(tmp_path, {**ports(up, "a", "b"), **used})
-        await served.start()
-        out = await asyncio.to_thread(
-            subprocess.run,
-            [
-                *(sys.executable, "-m", "xds_server", "bootstrap", "-c", served.path),
-                *("--application", "shop", "--node", "g1", "--for", "grpc"),
-            ],
-            check=True,
-            capture_output=True,
+        plane = Served(tmp_path, {**free_ports({}), **ports(up, "a", "b")})
+        out = await xds_server(
+            *("bootstrap", "-c", plane.path, "--application", "shop", "--node", "g1"),
+            *("--for", "grpc"),
         )
-        caller = await Caller(json.loads(out.stdout), tmp_path).start()
-        try:
-            assert (await caller.split(200)).keys() == {"a", "b"}
-            for how in (signal.SIGKILL, signal.SIGTERM):
-                await served.end(how)
-                await caller.split(100)
-                await served.start()
+        assert out.returncode == 0, out.stderr
+        async with served(plane):
+            caller = await Caller(json.loads(out.stdout), tmp_path).start()
+            try:
+                assert (await caller.split(200)).keys() == {"a", "b"}
+                for how in (signal.SIGKILL, signal.SIGTERM):
+                    await plane.end(how)
+                    await caller.split(100)
+                    await plane.start()
 
-                async def back() -> bool:
-                    nodes = (await served.get("/v1/status"))["nodes"]
-                    return [n["node_id"] for n in nodes] == ["g1"]
+                    async def back() -> bool:
+                        nodes = (await plane.get("/v1/status"))["nodes"]
+                        return [n["node_id"] for n in nodes] == ["g1"]
 
-                await eventually("it is back", back, within_s=20.0)
-            served.write(b=up["c"].port)
-            await caller.serves("c")
-            (node,) = (await served.get("/v1/status"))["nodes"]
-            assert (node["protocol"], node["weights_via"]) == ("sotw", "rds")
-            assert sum(t["nacks"] for t in node["types"]) == 0
-            assert caller.failures == []
-        finally:
-            await caller.stop()
-            await served.end(signal.SIGTERM)
+                    await eventually("it is back", back, within_s=20.0)
+                plane.write(b=up["c"].port)
+                await caller.serves("c")
+                (node,) = (await plane.get("/v1/status"))["nodes"]
+                assert (node["protocol"], node["weights_via"]) == ("sotw", "rds")
+                assert sum(t["nacks"] for t in node["types"]) == 0
+                assert caller.failures == []
+            finally:
+                await caller.stop()
 
 
 async def test_an_endpoint_that_fails_is_ejected(calling: Calling) -> None:

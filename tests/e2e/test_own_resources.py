@@ -1,10 +1,8 @@
 """People's own Envoy resources, served by selector to real Envoys and followed on disk."""
 
-import asyncio
 import json
 import ssl
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 import trustme
 
 from tests.e2e.envoy import Envoy, envoy_binary, eventually, free_port
-from tests.e2e.test_serve import Plane
+from tests.e2e.served import Plane, ports, served, xds_server
 from tests.e2e.upstream import Traffic, serving
 
 pytestmark = pytest.mark.e2e
@@ -197,22 +195,6 @@ class OwnPlane(Plane):
     async def error(self) -> str:
         return str((await self.get("/v1/status"))["config_error"])
 
-    async def envoy(self, node: str, api: str, listen: int, *settings: str) -> Envoy:
-        sets = [s for setting in settings for s in ("--set", setting)]
-        out = await asyncio.to_thread(
-            subprocess.run,
-            [
-                *(sys.executable, "-m", "xds_server", "bootstrap", "-c", self.path),
-                *("--application", "shop", "--node", node, "--format", "json"),
-                *("--set", f"admin.address=127.0.0.1:{free_port()}", "--set", f"api={api}"),
-                *("--set", f"listeners.search=127.0.0.1:{listen}", *sets),
-            ],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        return Envoy(json.loads(out.stdout), self.folder)
-
 
 class World:
     def __init__(self, plane: OwnPlane, envoys: dict[str, Envoy]) -> None:
@@ -222,28 +204,14 @@ class World:
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with serving("a") as up:
-        ports = {name: free_port() for name in ("listen", "xds", "admin", "n0", "n1")}
-        plane = OwnPlane(tmp_path, ports | {"a": up["a"].port})
-        envoys: dict[str, Envoy] = {}
-        try:
-            await plane.start()
-            made = await asyncio.gather(
-                plane.envoy("n0", "delta", free_port(), "metadata.tier=gold"),
-                plane.envoy("n1", "sotw", free_port(), "metadata.tier=gold"),
-                plane.envoy("n2", "delta", free_port()),
-            )
-            for envoy in made:
-                envoys[envoy.node_id] = await envoy.start()
-            for envoy in envoys.values():
-                await envoy.ready()
-            yield World(plane, envoys)
-            assert "xds.stream_failed" not in await plane.events()
-        finally:
-            for envoy in envoys.values():
-                await envoy.stop()
-            if plane.process is not None and plane.process.returncode is None:
-                plane.process.kill()
-                await plane.process.wait()
+        plane = OwnPlane(tmp_path, ports(up, "n0", "n1"))
+        made = (
+            ("n0", free_port(), "delta", "metadata.tier=gold"),
+            ("n1", free_port(), "sotw", "metadata.tier=gold"),
+            ("n2", free_port(), "delta"),
+        )
+        async with served(plane, *made) as envoys:
+            yield World(plane, {envoy.node_id: envoy for envoy in envoys})
 
 
 async def test_own_resources_reach_who_is_selected_and_follow_their_files(world: World) -> None:
@@ -316,23 +284,15 @@ async def test_case_58_hosts_and_clusters_come_when_they_are_asked_for(world: Wo
 async def test_validate_lets_envoy_look_at_what_only_envoy_knows(world: World) -> None:
     plane = world.plane
 
-    def validate() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [
-                *(sys.executable, "-m", "xds_server", "validate", plane.path),
-                *("--envoy-binary", envoy_binary()),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    async def validate() -> subprocess.CompletedProcess[str]:
+        return await xds_server("validate", plane.path, "--envoy-binary", envoy_binary())
 
-    good = await asyncio.to_thread(validate)
+    good = await validate()
     assert (good.returncode, good.stderr) == (0, "")
     bad = host("lazy-cluster")
     bad["routes"] = [{"match": {"safe_regex": {"regex": "("}}, "route": {"cluster": "a"}}]
     plane.put(plane.folder / "lazy/host.json", bad)
-    refused = await asyncio.to_thread(validate)
+    refused = await validate()
     assert refused.returncode == 2
     assert "application shop" in refused.stderr
     assert "missing ): (" in refused.stderr

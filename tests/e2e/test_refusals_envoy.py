@@ -1,7 +1,8 @@
 """Clusters that Envoy 1.40 refuses after they began to warm: it says nothing, or says it late."""
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from tests.e2e.envoy import Envoy, eventually, free_port
 from tests.e2e.fixed import (
     Fixed,
+    Json,
+    bootstrap,
     build,
     cluster,
     endpoints,
@@ -25,6 +28,7 @@ from xds_server.model.snapshot import Resource
 from xds_server.protocol.status import WITHDRAW_AFTER_S, Standing
 
 pytestmark = pytest.mark.e2e
+Make = Callable[[Json], Envoy]
 NOTHING = build(RTDS, {"name": "flags", "layer": {}})
 
 
@@ -45,9 +49,18 @@ def own(name: str, *, bad: bool = False) -> Resource:
 
 
 async def test_case_51_a_cluster_that_silences_envoy_is_found_and_the_others_arrive(
-    start: Callable[[int], Awaitable[Envoy]],
+    envoys: Make,
 ) -> None:
+    """In both protocols side by side, each with a server of its own: most of it is waiting."""
+    async with asyncio.TaskGroup() as both:
+        for api in ("delta", "sotw"):
+            both.create_task(_is_found(envoys, api))
+
+
+async def _is_found(envoys: Make, api: str) -> None:
     xds, listen = free_port(), free_port()
+    boot = bootstrap(xds, free_port(), api)
+    boot["node"]["id"] = api
     async with serving("a") as up:
         front = listener("l", listen, rds={"config_source": over_ads(), "route_config_name": "r"})
         base = (NOTHING, cluster("a", over_ads()), endpoints("a", up["a"].port), front)
@@ -62,7 +75,7 @@ async def test_case_51_a_cluster_that_silences_envoy_is_found_and_the_others_arr
 
         async with Traffic(listen, gap_s=0.02) as traffic:
             async with serving_fixed(fixed, xds, Recorder()) as service:
-                envoy = await start(xds)
+                envoy = await (await envoys(boot).start()).ready()
                 traffic.failures.clear()  # before it listened
                 fixed.show(world(*base, *new))
                 await eventually(

@@ -9,8 +9,8 @@ import pytest
 
 from tests.contract.servers import DocumentServer, Engine, serving_document, serving_engine
 from tests.contract.test_docker_discovery import container
-from tests.e2e.envoy import Envoy, eventually, free_port
-from tests.e2e.test_serve import Plane
+from tests.e2e.envoy import eventually, free_port
+from tests.e2e.served import Plane, ports, served
 from tests.e2e.upstream import Traffic, serving
 
 pytestmark = pytest.mark.e2e
@@ -105,32 +105,17 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         for upstream in up.values():
             upstream.delay_s = 0.005
         urls = {"endpoints": endpoints.url, "price": price.url, "docker": docker}
-        ports = {name: free_port() for name in ("listen", "xds", "admin")}
-        plane = SourcedPlane(tmp_path, ports, urls)
+        plane = SourcedPlane(tmp_path, ports({}), urls)
         world = World(tmp_path, plane, endpoints, price)
         world.engine, world.up = engine, {name: u.port for name, u in up.items()}
         world.say_file(f"- {{address: 127.0.0.1, port: {world.up['f']}}}")
         world.say_http("h")
         engine.containers = [world.say_docker("d")]
         price.body = b'{"per_million_requests_usd": 1.0}'
-        envoys: list[Envoy] = []
-        try:
-            await plane.start()
-            for i, api in enumerate(("delta", "sotw")):
-                world.listeners.append(free_port())
-                envoys.append(await plane.sidecar(f"n{i}", world.listeners[-1], api))
-                await envoys[-1].start()
-            for envoy in envoys:
-                await envoy.ready()
+        world.listeners = [free_port(), free_port()]
+        apis = zip(("n0", "n1"), world.listeners, ("delta", "sotw"), strict=True)
+        async with served(plane, *apis):
             yield world
-            failed = {"engine.tick_failed", "xds.stream_failed", "source.failed"}
-            assert not failed & set(await plane.events())
-        finally:
-            for envoy in envoys:
-                await envoy.stop()
-            if plane.process is not None and plane.process.returncode is None:
-                plane.process.kill()
-                await plane.process.wait()
 
 
 async def moved(traffic: Traffic, old: str, new: str) -> None:
@@ -182,7 +167,7 @@ async def test_envoys_follow_files_http_servers_and_containers_without_a_failed_
         world.engine.send(None)
 
         def lost() -> bool:
-            said = [json.loads(line) for line in plane.log.read_text().splitlines()]
+            said = plane.logged()
             reasons = {e["provider"]: e["reason"] for e in said if e["event"] == "discovery.lost"}
             assert "secret" not in str(reasons)
             return (
