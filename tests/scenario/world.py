@@ -127,8 +127,11 @@ class Plane:
         self.state: EngineState = initial_state(self._problem(None))
         self.last: Tick | None = None
         self.silent = False
+        self.report_s = 0  # interval of load reports (ORCA, LRS) with utilisations; 0: none
         self.rng = np.random.default_rng(seed)
         self._slots: list[dict[str, tuple[float, float, float, np.ndarray]]] = []
+        self._reporting: dict[str, list[tuple[float, float, float]]] = {}
+        self._reported: dict[str, tuple[float, float, float]] = {}
 
     @property
     def shares(self) -> dict[str, float]:
@@ -196,6 +199,12 @@ class Plane:
             hist = np.bincount(np.searchsorted(bounds, times), minlength=len(bounds) + 1)
             errors = float(self.rng.binomial(int(count), station.error_ratio))
             slot[name] = (count, errors, float(times.sum()), hist.astype(float))
+            busy = min(1.0, self.rps * share * station.service_s / station.servers)
+            if station.backlog > 0.0:
+                busy = 1.0
+            self._reporting.setdefault(name, []).append((count, errors, busy * count))
+        if self.report_s and (round(self.now_s) + 1) % self.report_s == 0:
+            self._report()
         self._slots = [*self._slots[-WINDOW_TICKS + 1 :], slot]
 
     def _window(self) -> PairWindow:
@@ -224,8 +233,20 @@ class Plane:
             age_s=np.full(count, np.inf if self.silent else 0.1),
         )
 
+    def _report(self) -> None:
+        """Sum up an interval, as Envoy does: utilisation is the mean over its requests."""
+        for name, seconds in self._reporting.items():
+            count, errors, busy = (sum(column) for column in zip(*seconds, strict=True))
+            if count:
+                rates = (count - errors) / self.report_s, errors / self.report_s
+                self._reported[name] = (busy / count, *rates)
+        self._reporting.clear()
+
     def _load(self) -> ProviderLoad:
         names = tuple(self.stations)
         blank = np.full(len(names), np.nan)
         prices = np.array([s.price_usd_per_million for s in self.stations.values()])
-        return ProviderLoad(names, blank, blank, prices, np.zeros(len(names)))
+        said = np.array([self._reported.get(name, (np.nan,) * 3) for name in names])
+        return ProviderLoad(
+            names, said[:, 0], blank, prices, np.zeros(len(names)), said[:, 1], said[:, 2]
+        )

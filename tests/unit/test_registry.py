@@ -216,3 +216,42 @@ def test_failures_that_end_after_their_window_make_no_ratio_above_one() -> None:
 
 def test_a_registry_without_nodes_has_no_signals() -> None:
     assert registry().signals(0.0) == []
+
+
+def counted(provider: str, succeeded_rps: float, busy: float = math.nan) -> LoadReport:
+    return LoadReport(provider, busy, math.nan, math.nan, succeeded_rps, 1.0)
+
+
+def test_the_rate_behind_a_utilisation_is_that_of_all_nodes() -> None:
+    reg = registry("n1", "n2")
+    reg.observe_load("n1", [counted("a", 10.0, busy=0.5)], 0.0)
+    reg.observe_load("n2", [counted("a", 30.0), counted("b", 5.0)], 0.5)
+    load = reg.provider_load(1.0)
+    assert load.succeeded_rps is not None
+    assert load.failed_rps is not None
+    assert load.succeeded_rps[0] == 40.0
+    assert load.failed_rps[0] == 2.0
+    assert math.isnan(load.succeeded_rps[1])  # nobody says how busy it was meanwhile
+
+
+def test_a_rate_is_replaced_by_the_nodes_next_report_even_if_that_is_silent() -> None:
+    reg = registry("n1", "n2")
+    reg.observe_load("n1", [counted("a", 10.0, busy=0.5)], 0.0)
+    reg.observe_load("n2", [counted("a", 30.0)], 0.0)
+    reg.observe_load("n2", [], 2.0)
+    load = reg.provider_load(3.0)
+    assert load.succeeded_rps is not None
+    assert load.succeeded_rps[0] == 10.0
+    assert load.utilisation_ratio[0] == 0.5
+
+
+@pytest.mark.parametrize("ends", ["disconnected", "silent for too long"])
+def test_the_rates_of_a_node_that_is_gone_do_not_count(ends: str) -> None:
+    reg = registry("n1", "n2")
+    reg.observe_load("n2", [counted("a", 30.0)], 0.0)
+    reg.observe_load("n1", [counted("a", 10.0, busy=0.5)], 20.0)
+    if ends == "disconnected":
+        reg.node_disconnected("n2")
+    load = reg.provider_load(25.0 if ends == "disconnected" else 31.0)
+    assert load.succeeded_rps is not None
+    assert load.succeeded_rps[0] == 10.0

@@ -289,6 +289,37 @@ def test_what_providers_say_is_the_mean_over_requests() -> None:
     assert parse_node(parse_load_stats(message.SerializeToString()).node).node_id == "n1"
 
 
+def ended(
+    *localities: tuple[int, int], interval_s: float = 2.0, cluster: str = "a"
+) -> lrs_pb2.LoadStatsRequest:
+    """A report of (succeeded, failed) requests of each locality, and nothing that was said."""
+    message = lrs_pb2.LoadStatsRequest()
+    stats = message.cluster_stats.add(cluster_name=cluster)
+    stats.load_report_interval.FromNanoseconds(round(interval_s * 1e9))
+    for succeeded, failed in localities:
+        stats.upstream_locality_stats.add(
+            total_successful_requests=succeeded, total_error_requests=failed
+        )
+    return message
+
+
+def test_rates_are_those_of_the_reports_own_interval() -> None:
+    (report,), refused = reports(ended((30, 2), (10, 0), interval_s=2.5))
+    assert (report.succeeded_rps, report.failed_rps) == (16.0, 0.8)
+    assert not report.says_anything
+    assert refused == {}
+
+
+@pytest.mark.parametrize("interval_s", [0.0, -1.0])
+def test_a_report_of_no_time_has_no_rate(interval_s: float) -> None:
+    assert reports(ended((30, 2), interval_s=interval_s)) == ([], {})
+
+
+def test_a_rate_that_cannot_be_true_is_dropped() -> None:
+    found, refused = reports(ended((10**8, 0), interval_s=1e-3))
+    assert (found, refused) == ([], {"too large": 1})
+
+
 def test_the_applications_own_utilisation_goes_before_cpu() -> None:
     both = load(("cpu_utilization", 1, 0.9), ("application_utilization", 1, 0.4))
     assert reports(both)[0][0].utilisation_ratio == 0.4

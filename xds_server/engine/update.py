@@ -37,7 +37,11 @@ _LOAD_NOISE = 0.2
 """Variance of a load that was partly smoothed, over that of a single tick's count."""
 _ELASTICITY_MIN, _ELASTICITY_MAX = 1.0, 4.0
 _BUSY_MIN = 0.05
-"""Less utilisation than this says nothing of capacity."""
+"""Less utilisation than this says only that the capacity is not lower than it would make it."""
+_BUSY_RPS = 1.0
+"""And fewer requests/s say nothing."""
+_CHANGED_LOG = 0.3
+"""A service time that moves by more in one tick says that the capacity may have moved as much."""
 
 
 def update_models(
@@ -60,7 +64,7 @@ def update_models(
     elapsed_s : since the last update
     """
     distances = _distances(problem, models, seen, overlap, elapsed_s)
-    heard = _hear(problem, models, seen, load, distances, overlap)
+    heard = _hear(problem, models, seen, load, distances, overlap, elapsed_s)
     capacity = _capacity(models.capacity, heard, elapsed_s)
     capacity_rps = np.exp(capacity.mean)
     queue_s = backlog(stations(problem, models), capacity_rps, heard.rps, seen.provider_active)
@@ -85,7 +89,7 @@ def update_models(
         rps=heard.rps,
         turned=heard.turned,
         behind_s=behind_s,
-        capacity=capacity,
+        capacity=_doubted(capacity, models.service, service),
         tail_ratio=_tails(models.tail_ratio, seen, heard, curves, samples),
         errors=estimate.count_errors(
             models.errors,
@@ -115,13 +119,23 @@ class _Heard:
 
     rps: Floats  # attempts/s
     answered_ratio: Floats  # of the attempts, 0..1
-    ended_ratio: Floats  # answered or failed, 0..1
     samples: Floats  # new responses
     observed_s: Floats  # mean response time without the distance; NaN: none
     away_s: Floats  # the distance in it
     busy_ratio: Floats  # as the provider says; NaN: nothing
+    busy: "_Busy"  # what it did while it was so busy
     cv2: Floats  # squared variation of response times, brought up to date
     turned: Floats  # how much the load has changed of late, as a logarithm
+
+
+@dataclass(frozen=True, slots=True)
+class _Busy:
+    """The work behind a utilisation; axis 0 is J."""
+
+    succeeded_rps: Floats
+    ended_rps: Floats  # succeeded or failed
+    samples: Floats  # requests that this tick adds to what is known
+    doubt: Floats  # variance of the logarithm of the rates as those of that time
 
 
 def _hear(
@@ -131,6 +145,7 @@ def _hear(
     load: ProviderLoad,
     distances: Distances,
     overlap: float,
+    elapsed_s: float,
 ) -> _Heard:
     away = _mean_distance(problem, seen, distances)
     observed = np.maximum(seen.provider_latency_s - away, 1e-4)
@@ -143,16 +158,40 @@ def _hear(
     # A load that just changed is neither what latencies nor what utilisations were measured at.
     before = np.where(np.isfinite(models.rps), models.rps, rps)
     turned = np.abs(np.log(np.maximum(rps, 1.0) / np.maximum(before, 1.0)))
+    turned = np.maximum(turned, models.turned * _TURN_KEPT)
+    answered = np.minimum(seen.provider_responses / attempts, 1.0)
+    window = _Busy(rps * answered, rps * np.minimum(ended, 1.0), samples, turned**2)
     return _Heard(
         rps=rps,
-        answered_ratio=np.minimum(seen.provider_responses / attempts, 1.0),
-        ended_ratio=np.minimum(ended, 1.0),
+        answered_ratio=answered,
         samples=samples,
         observed_s=observed,
         away_s=away,
         busy_ratio=by_provider(problem, load, load.utilisation_ratio),
+        busy=_behind_utilisation(problem, load, window, elapsed_s),
         cv2=models.cv2 + trust * (spread - models.cv2),
-        turned=np.maximum(turned, models.turned * _TURN_KEPT),
+        turned=turned,
+    )
+
+
+def _behind_utilisation(
+    problem: Problem, load: ProviderLoad, window: _Busy, elapsed_s: float
+) -> _Busy:
+    """Take rates that were counted over the utilisation's own time, else those of the window.
+
+    A load report is seconds old. Divided into the rate of now, which the engine may have changed
+    since, its utilisation would make a capacity that was never there.
+    """
+    if load.succeeded_rps is None or load.failed_rps is None:
+        return window
+    succeeded = by_provider(problem, load, load.succeeded_rps)
+    ended = succeeded + by_provider(problem, load, load.failed_rps)
+    own = np.isfinite(ended)
+    return _Busy(
+        np.where(own, succeeded, window.succeeded_rps),
+        np.where(own, ended, window.ended_rps),
+        np.where(own, succeeded * elapsed_s, window.samples),
+        np.where(own, 0.0, window.doubt),
     )
 
 
@@ -268,27 +307,38 @@ def _capacity(before: LogFilter, heard: _Heard, elapsed_s: float) -> LogFilter:
 
     What was answered counts, not what was asked: beyond saturation only the first is capacity.
     """
-    busy, goodput_rps = heard.busy_ratio, heard.rps * heard.answered_ratio
-    ended_rps = heard.rps * heard.ended_ratio
-    usable = np.isfinite(busy) & (busy > _BUSY_MIN) & (goodput_rps > 1.0)
+    busy, work = heard.busy_ratio, heard.busy
+    usable = np.isfinite(busy) & (busy > 0.0) & (work.succeeded_rps > _BUSY_RPS)
     part = np.maximum(busy, _BUSY_MIN)
-    least = np.log(np.where(usable, goodput_rps / part, 1.0))
+    least = np.log(np.where(usable, work.succeeded_rps / part, 1.0))
     # A request that failed may have been served in vain, or not at all: what is believed
     # stands as long as it lies between the two.
-    most = np.log(np.where(usable, np.maximum(ended_rps, goodput_rps) / part, 1.0))
+    most = np.log(np.where(usable, np.maximum(work.ended_rps, work.succeeded_rps) / part, 1.0))
     known = np.where(np.isfinite(before.mean), before.mean, least)
-    measured = np.clip(known, least, most)
+    measured = np.clip(known, least, np.where(busy < _BUSY_MIN, np.inf, most))
+    usable &= (busy >= _BUSY_MIN) | (measured > known)
     start = np.where(np.isnan(before.mean) & usable, measured, before.mean)
     # Work that arrived is a sum of as many service times as there were requests.
     filtered, _ = estimate.update(
         replace(before, mean=start),
         measured,
-        np.where(usable, heard.samples, 0.0),
+        np.where(usable, work.samples, 0.0),
         1.0 + heard.cv2,
         elapsed_s,
-        CAPACITY_FLOOR + heard.turned**2,
+        CAPACITY_FLOOR + work.doubt,
     )
     return filtered
+
+
+def _doubted(capacity: LogFilter, before: LogFilter, after: LogFilter) -> LogFilter:
+    """Doubt a capacity as far as the service time has just jumped.
+
+    Whatever makes a provider slower or faster at once, most likely changes what it can take as
+    well: what was measured before is of another provider.
+    """
+    moved = np.nan_to_num(after.mean - before.mean)
+    variance = np.where(np.abs(moved) > _CHANGED_LOG, moved**2, 0.0)
+    return replace(capacity, variance=np.maximum(capacity.variance, variance))
 
 
 def _steady_rps(rps: Floats, planned_rps: Floats, window_s: float) -> Floats:

@@ -22,23 +22,24 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cxds_server_load_report.proto\x12\x16xds_server.load_report\"]\n\x10LoadStatsRequest\x12\x0c\n\x04node\x18\x01 \x01(\x0c\x12;\n\rcluster_stats\x18\x02 \x03(\x0b\x32$.xds_server.load_report.ClusterStats\"t\n\x0c\x43lusterStats\x12\x14\n\x0c\x63luster_name\x18\x01 \x01(\t\x12N\n\x17upstream_locality_stats\x18\x02 \x03(\x0b\x32-.xds_server.load_report.UpstreamLocalityStats\"\xde\x02\n\x15UpstreamLocalityStats\x12J\n\x11load_metric_stats\x18\x05 \x03(\x0b\x32/.xds_server.load_report.EndpointLoadMetricStats\x12O\n\x0f\x63pu_utilization\x18\x0c \x01(\x0b\x32\x36.xds_server.load_report.UnnamedEndpointLoadMetricStats\x12O\n\x0fmem_utilization\x18\r \x01(\x0b\x32\x36.xds_server.load_report.UnnamedEndpointLoadMetricStats\x12W\n\x17\x61pplication_utilization\x18\x0e \x01(\x0b\x32\x36.xds_server.load_report.UnnamedEndpointLoadMetricStats\"u\n\x17\x45ndpointLoadMetricStats\x12\x13\n\x0bmetric_name\x18\x01 \x01(\t\x12)\n!num_requests_finished_with_metric\x18\x02 \x01(\x04\x12\x1a\n\x12total_metric_value\x18\x03 \x01(\x01\"g\n\x1eUnnamedEndpointLoadMetricStats\x12)\n!num_requests_finished_with_metric\x18\x01 \x01(\x04\x12\x1a\n\x12total_metric_value\x18\x02 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cxds_server_load_report.proto\x12\x16xds_server.load_report\x1a\x1egoogle/protobuf/duration.proto\"]\n\x10LoadStatsRequest\x12\x0c\n\x04node\x18\x01 \x01(\x0c\x12;\n\rcluster_stats\x18\x02 \x03(\x0b\x32$.xds_server.load_report.ClusterStats\"\xad\x01\n\x0c\x43lusterStats\x12\x14\n\x0c\x63luster_name\x18\x01 \x01(\t\x12N\n\x17upstream_locality_stats\x18\x02 \x03(\x0b\x32-.xds_server.load_report.UpstreamLocalityStats\x12\x37\n\x14load_report_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9f\x03\n\x15UpstreamLocalityStats\x12!\n\x19total_successful_requests\x18\x02 \x01(\x04\x12\x1c\n\x14total_error_requests\x18\x04 \x01(\x04\x12J\n\x11load_metric_stats\x18\x05 \x03(\x0b\x32/.xds_server.load_report.EndpointLoadMetricStats\x12O\n\x0f\x63pu_utilization\x18\x0c \x01(\x0b\x32\x36.xds_server.load_report.UnnamedEndpointLoadMetricStats\x12O\n\x0fmem_utilization\x18\r \x01(\x0b\x32\x36.xds_server.load_report.UnnamedEndpointLoadMetricStats\x12W\n\x17\x61pplication_utilization\x18\x0e \x01(\x0b\x32\x36.xds_server.load_report.UnnamedEndpointLoadMetricStats\"u\n\x17\x45ndpointLoadMetricStats\x12\x13\n\x0bmetric_name\x18\x01 \x01(\t\x12)\n!num_requests_finished_with_metric\x18\x02 \x01(\x04\x12\x1a\n\x12total_metric_value\x18\x03 \x01(\x01\"g\n\x1eUnnamedEndpointLoadMetricStats\x12)\n!num_requests_finished_with_metric\x18\x01 \x01(\x04\x12\x1a\n\x12total_metric_value\x18\x02 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds_server_load_report_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LOADSTATSREQUEST']._serialized_start=56
-  _globals['_LOADSTATSREQUEST']._serialized_end=149
-  _globals['_CLUSTERSTATS']._serialized_start=151
-  _globals['_CLUSTERSTATS']._serialized_end=267
-  _globals['_UPSTREAMLOCALITYSTATS']._serialized_start=270
-  _globals['_UPSTREAMLOCALITYSTATS']._serialized_end=620
-  _globals['_ENDPOINTLOADMETRICSTATS']._serialized_start=622
-  _globals['_ENDPOINTLOADMETRICSTATS']._serialized_end=739
-  _globals['_UNNAMEDENDPOINTLOADMETRICSTATS']._serialized_start=741
-  _globals['_UNNAMEDENDPOINTLOADMETRICSTATS']._serialized_end=844
+  _globals['_LOADSTATSREQUEST']._serialized_start=88
+  _globals['_LOADSTATSREQUEST']._serialized_end=181
+  _globals['_CLUSTERSTATS']._serialized_start=184
+  _globals['_CLUSTERSTATS']._serialized_end=357
+  _globals['_UPSTREAMLOCALITYSTATS']._serialized_start=360
+  _globals['_UPSTREAMLOCALITYSTATS']._serialized_end=775
+  _globals['_ENDPOINTLOADMETRICSTATS']._serialized_start=777
+  _globals['_ENDPOINTLOADMETRICSTATS']._serialized_end=894
+  _globals['_UNNAMEDENDPOINTLOADMETRICSTATS']._serialized_start=896
+  _globals['_UNNAMEDENDPOINTLOADMETRICSTATS']._serialized_end=999
 # @@protoc_insertion_point(module_scope)

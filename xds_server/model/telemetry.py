@@ -62,7 +62,10 @@ class ProviderLoad:
     utilisation_ratio: Floats  # (J,) the application's own, else CPU
     memory_ratio: Floats  # (J,)
     price_per_million_usd: Floats  # (J,) named metric ``price_per_million_requests_usd``
-    age_s: Floats  # (J,)
+    age_s: Floats  # (J,) of the utilisation; of the price where only that is said
+    # Over the time that the utilisation is of, all nodes together; None: nobody counts them so.
+    succeeded_rps: Floats | None = None  # (J,) NaN: not counted
+    failed_rps: Floats | None = None  # (J,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +118,11 @@ class LoadReport:
     utilisation_ratio: float
     memory_ratio: float
     price_per_million_usd: float
+    succeeded_rps: float = math.nan  # as the node counted over the report's interval
+    failed_rps: float = math.nan
+
+    @property
+    def says_anything(self) -> bool:
+        """Whether the endpoints said something, beside what the node counted."""
+        said = (self.utilisation_ratio, self.memory_ratio, self.price_per_million_usd)
+        return any(math.isfinite(value) for value in said)

@@ -22,6 +22,7 @@ from xds_server.model.telemetry import (
 from xds_server.registry.calls import CallSamples
 from xds_server.registry.instances import InstanceSums, instance_sums
 from xds_server.registry.leases import Leases
+from xds_server.registry.rates import EndedRates
 from xds_server.registry.tariffs import Tariffs
 from xds_server.registry.usage import Usages
 from xds_server.registry.windows import PairWindows
@@ -73,6 +74,7 @@ class Registry:
         self.calls = CallSamples(self._windows.refused, slot_s=slot_s)
         self._nodes: dict[NodeId, Connected] = {}
         self._said: dict[ProviderName, dict[NodeId, _Said]] = {}
+        self._ended = EndedRates()
         self._heard_at_s: dict[NodeId, float] = {}
         self._hosts: dict[NodeId, dict[ProviderName, HostsSeen]] = {}
 
@@ -134,6 +136,7 @@ class Registry:
             self._heard_at_s.pop(node_id, None)
             self._hosts.pop(node_id, None)
             self._windows.forget(node_id)
+            self._ended.forget(node_id)
             self.calls.forget(node_id)
             for said in self._said.values():
                 said.pop(node_id, None)
@@ -168,8 +171,10 @@ class Registry:
         if node_id not in self._nodes:
             self.refused["no ADS stream"] += 1
             return
-        for report in reports:
-            if report.provider in self._services:
+        known = [report for report in reports if report.provider in self._services]
+        self._ended.take(node_id, known, now_s)
+        for report in known:
+            if report.says_anything:
                 self._said.setdefault(report.provider, {})[node_id] = _Said(report, now_s)
 
     def observe_calls(self, batch: CallBatch, now_s: float) -> None:
@@ -213,14 +218,15 @@ class Registry:
             fresh = busy is not None and now_s - busy.at_s <= self._load_valid_s
             if busy is not None and fresh and math.isnan(load.utilisation_ratio[j]):
                 load.utilisation_ratio[j] = busy.value
-                load.age_s[j] = np.fmin(load.age_s[j], now_s - busy.at_s)
+                load.age_s[j] = now_s - busy.at_s
             if math.isnan(load.utilisation_ratio[j]):
                 load.utilisation_ratio[j] = self.usages.value(
                     name, "utilisation_ratio", now_s, is_provider=True
                 )
             if price is not None and math.isnan(load.price_per_million_usd[j]):
                 load.price_per_million_usd[j] = price.value
-                load.age_s[j] = np.fmin(load.age_s[j], now_s - price.at_s)
+                if math.isnan(load.utilisation_ratio[j]):
+                    load.age_s[j] = now_s - price.at_s
             tariff = self._tariffs.of(name)
             if tariff is not None and math.isnan(load.price_per_million_usd[j]):
                 load.price_per_million_usd[j] = tariff.price.per_million_requests_usd
@@ -229,7 +235,8 @@ class Registry:
     def orca_load(self, now_s: float) -> ProviderLoad:
         """What providers say in ORCA, averaged over the nodes that they said it to."""
         names = tuple(sorted(self._services))
-        columns = np.full((4, len(names)), np.nan)
+        columns = np.full((6, len(names)), np.nan)
+        self._ended.expire(now_s - self._load_valid_s)
         for j, name in enumerate(names):
             said = self._valid(name, now_s)
             if said:
@@ -239,6 +246,8 @@ class Registry:
                 newest = max(said, key=lambda s: s.at_s)
                 columns[2, j] = newest.report.price_per_million_usd
                 columns[3, j] = now_s - newest.at_s
+                if math.isfinite(columns[0, j]):
+                    columns[4:, j] = self._ended.of(name)
         return ProviderLoad(names, *columns)
 
     def utilisations(self, name: ProviderName, now_s: float) -> list[float]:

@@ -12,6 +12,8 @@ from xds_server.telemetry.values import LARGE, NAN, NEGATIVE
 PRICE_METRIC: Final = "named_metrics.price_per_million_requests_usd"
 """A provider announces its price per million requests under this ORCA metric."""
 _ABSURD: Final = 1e12
+_RATE_MOST: Final = 1e7
+"""Requests/s of one node to one provider."""
 RATIO_MOST: Final = 1e3
 """A mean utilisation above this is not believed: many cores may be above 1, but not so far."""
 _SCALARS: Final = ("cpu_utilization", "mem_utilization", "application_utilization")
@@ -24,11 +26,11 @@ def parse_load_stats(body: bytes) -> pb.LoadStatsRequest:
 
 
 def read_reports(message: pb.LoadStatsRequest) -> tuple[list[LoadReport], Counter[str]]:
-    """One report per cluster that reported any metric, and how many values were dropped, by why.
+    """One report per cluster that had anything to report, and how many values were dropped, by why.
 
-    Means over requests. A metric that endpoints did not send arrives as a total of 0 with a
-    full count, so 0 is "not reported" for utilisation; a price of 0 cannot be announced.
-    What cannot be true (NaN, negative, absurd) is dropped.
+    Means over requests, and rates over the interval that the report is of. A metric that endpoints
+    did not send arrives as a total of 0 with a full count, so 0 is "not reported" for utilisation;
+    a price of 0 cannot be announced. What cannot be true (NaN, negative, absurd) is dropped.
     """
     reports: list[LoadReport] = []
     refused: Counter[str] = Counter()
@@ -45,13 +47,30 @@ def read_reports(message: pb.LoadStatsRequest) -> tuple[list[LoadReport], Counte
         for name in [n for n in _SCALARS if means.get(n, 0.0) > RATIO_MOST]:
             refused[LARGE] += 1
             del means[name]
-        if means:
+        ended = _ended(cluster, refused)
+        if means or ended:
             application = means.get("application_utilization")
             busy = application or means.get("cpu_utilization", math.nan)
             memory = means.get("mem_utilization", math.nan)
             price = means.get(PRICE_METRIC, math.nan)
-            reports.append(LoadReport(cluster.cluster_name, busy, memory, price))
+            rates = ended or (math.nan, math.nan)
+            reports.append(LoadReport(cluster.cluster_name, busy, memory, price, *rates))
     return reports, refused
+
+
+def _ended(cluster: pb.ClusterStats, refused: Counter[str]) -> tuple[float, float] | None:
+    """Succeeded and failed requests/s; None where the cluster ended none, or cannot be right."""
+    localities = cluster.upstream_locality_stats
+    succeeded = sum(locality.total_successful_requests for locality in localities)
+    failed = sum(locality.total_error_requests for locality in localities)
+    interval = cluster.load_report_interval
+    interval_s = interval.seconds + interval.nanos / 1e9
+    if succeeded + failed == 0 or interval_s <= 0.0:
+        return None
+    if succeeded + failed > _RATE_MOST * interval_s:
+        refused[LARGE] += 1
+        return None
+    return succeeded / interval_s, failed / interval_s
 
 
 def _add(
