@@ -64,6 +64,7 @@ def figures(
     if mine.tick_ms:
         p50, p99 = np.percentile(mine.tick_ms[5:], [50, 99])
         found |= {"tick_p50_ms": float(p50), "tick_p99_ms": float(p99)}
+        found |= _decisions(mine)
     z = np.concatenate(mine.z[warm:]) if mine.z[warm:] else np.empty(0)
     if len(z):
         found["coverage_90"] = float(np.mean(np.abs(z) <= _Z_90))
@@ -71,6 +72,18 @@ def figures(
     if world.faults.liar >= 0:
         found["liar_share"] = _liar_share(world, mine)
     return found
+
+
+def _decisions(mine: Series) -> dict[str, float]:
+    """How often something was pushed, taken back, or pushed without terms that add up."""
+    off = np.concatenate(mine.terms_off)
+    explained = off[np.isfinite(off)]
+    return {
+        "pushes": float(len(off)),
+        "reverts": float(sum(mine.reverts)),
+        "unexplained": float(len(off) - len(explained)),
+        "terms_off_most": float(explained.max()) if len(explained) else 0.0,
+    }
 
 
 def _mean(values: Floats, weight: Floats) -> float:

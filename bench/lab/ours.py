@@ -2,16 +2,22 @@
 
 import time
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 
 from bench.lab.feed import Seen
 from bench.lab.worlds import World
 from xds_server.core.tables import Floats
-from xds_server.engine.loop import tick
+from xds_server.engine.gain import decided_gains, gain_terms
+from xds_server.engine.loop import Tick, tick
 from xds_server.engine.state import EngineState, initial_state
+from xds_server.engine.types import Problem
+from xds_server.model.decision import MOVES, Move
 from xds_server.model.snapshot import Overlay
 from xds_server.model.telemetry import PairWindow, ProviderLoad
+
+_SAME_SHARE: Final = 1e-6
 
 
 class Wire:
@@ -49,6 +55,9 @@ class Ours:
         self.tick_ms: list[float] = []
         self.z: list[Floats] = []
         """Of each tick, how many sigmas each settled forecast was off."""
+        self.reverts: list[int] = []
+        self.terms_off: list[Floats] = []
+        """Of each push of a tick, how far the terms that explain it are from the gain predicted."""
         pairs, providers = layout.problem.pairs, layout.problem.providers
         self._nodes, self._node_row = layout.nodes, layout.node_row
         self._provider_row = pairs.provider
@@ -75,6 +84,8 @@ class Ours:
         )
         self.tick_ms.append(1e3 * (time.perf_counter() - begun))
         self.z.append(done.lesson.outcomes.z)
+        self.reverts.append(len(done.reverted))
+        self.terms_off.append(terms_off(self._problem, done))
         self._take_published()
         return self._shares
 
@@ -128,3 +139,25 @@ class Ours:
             1e6 * seen.price_usd,
             seen.load_age_s,
         )
+
+
+def terms_off(problem: Problem, done: Tick) -> Floats:
+    """(K,) of each pushed route, relative difference of the sum of its terms to its gain.
+
+    The gain is the one that the gate compared with the cost of the move; a way back is taken
+    against the forecast, so its terms are held against their own total. Infinite where the terms
+    are not those of what was pushed: where providers are fed up to their floors, for instance.
+    """
+    decision, evaluation = done.decision, done.evaluation
+    moved = problem.pairs.any_by_route(done.deployment.shares != evaluation.shares_now)
+    routes = np.flatnonzero(moved & done.deployment.published)
+    if len(routes) == 0:
+        return np.empty(0)
+    gains = decided_gains(problem, evaluation, done.simulated, decision)
+    terms = gain_terms(problem, evaluation, gains, routes)
+    back = decision.move[routes] == MOVES.index(Move.LAST_GOOD)
+    wanted = np.where(back, gains.net_ms[routes], decision.gain_ms[routes])
+    off = np.abs(np.sum(list(terms.values()), axis=0) - wanted) / np.maximum(np.abs(wanted), 1e-9)
+    pushed = evaluation.shares_now - done.deployment.shares
+    other = problem.pairs.max_by_route(np.abs(pushed - gains.change))[routes] > _SAME_SHARE
+    return np.where(other, np.inf, off)

@@ -35,7 +35,7 @@ class Series:
         for name in _COLUMNS:
             setattr(self, name, np.zeros(ticks))
         self.load_rps = np.zeros((ticks, providers))
-        self.tick_ms, self.z = [], []
+        self.tick_ms, self.z, self.reverts, self.terms_off = [], [], [], []
 
     policy: str
     requests: Floats  # (T,)
@@ -51,6 +51,8 @@ class Series:
     flips: Floats  # (T,) routes that moved against their last move
     tick_ms: list[float]
     z: list[Floats]
+    reverts: list[int]
+    terms_off: list[Floats]
 
     @property
     def cost_ms(self) -> Floats:
@@ -145,5 +147,7 @@ def run(
             lanes[(tick + i) % len(lanes)].tick(tick, arrivals, noise)
     for lane in lanes:
         if isinstance(lane.policy, Ours):
-            lane.series.tick_ms, lane.series.z = lane.policy.tick_ms, lane.policy.z
+            mine, ours = lane.series, lane.policy
+            mine.tick_ms, mine.z = ours.tick_ms, ours.z
+            mine.reverts, mine.terms_off = ours.reverts, ours.terms_off
     return world, {lane.series.policy: lane.series for lane in lanes}
