@@ -39,6 +39,7 @@ class Sums:
         self.counts: dict[ProviderName, Floats] = {}
         self.hist: dict[ProviderName, Floats] = {}
         self.batches = 0
+        self.loads: list[tuple[float, tuple[LoadReport, ...]]] = []
 
     @property
     def providers(self) -> frozenset[ProviderName]:
@@ -54,7 +55,9 @@ class Sums:
             self.hist[name] = self.hist.get(name, np.zeros(len(hist))) + hist
 
     def observe_load(self, node_id: NodeId, reports: Iterable[LoadReport], now_s: float) -> None:
-        self.registry.observe_load(node_id, reports, now_s)
+        kept = tuple(reports)
+        self.loads.append((now_s, kept))
+        self.registry.observe_load(node_id, kept, now_s)
 
     def observe_hosts(self, node_id: NodeId, hosts: Mapping[str, float], now_s: float) -> None:
         self.registry.observe_hosts(node_id, hosts, now_s)

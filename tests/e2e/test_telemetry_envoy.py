@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,45 @@ async def test_providers_say_their_utilisation_and_price_by_orca(tmp_path: Path)
                 return bool(load.price_per_million_usd[0] == pytest.approx(9.0))
 
             await eventually("the new price is heard", dearer)
+
+
+async def test_load_reports_count_what_ended_in_their_own_interval(tmp_path: Path) -> None:
+    async with serving("a", "b") as up:
+        mesh, listen = quick({"a": up["a"].port, "b": up["b"].port})
+        plane = Plane(mesh)
+        for upstream in up.values():
+            upstream.headers = orca("application_utilization=0.5")
+        up["b"].status = 503
+        async with plane.serving(), sidecar(mesh, tmp_path):
+            loads = plane.sums.loads
+
+            def ended(name: str) -> np.ndarray:
+                """Succeeded and failed: rates times the time between reports, their interval."""
+                total = np.zeros(2)
+                for (before_s, _), (at_s, reports) in pairwise(loads):
+                    for r in reports:
+                        if r.provider == name and np.isfinite(r.succeeded_rps):
+                            total += np.array([r.succeeded_rps, r.failed_rps]) * (at_s - before_s)
+                return total
+
+            async def both_are_tracked() -> bool:
+                await send(listen, 20)
+                return all(ended(name).any() for name in "ab")
+
+            await eventually("both are tracked", both_are_tracked)
+            await eventually("an interval without traffic", lambda: not loads[-1][1])
+            before = {name: (up[name].requests, ended(name)) for name in "ab"}
+            await send(listen, 100)
+            sent = {name: up[name].requests - before[name][0] for name in "ab"}
+            new = {name: ended(name) - before[name][1] for name in "ab"}
+
+            def all_reported() -> bool:
+                new.update({name: ended(name) - before[name][1] for name in "ab"})
+                return sum(float(n.sum()) for n in new.values()) > 0.9 * sum(sent.values())
+
+            await eventually("all of it is reported", all_reported)
+            assert new["a"] == pytest.approx([sent["a"], 0.0], rel=0.15)
+            assert new["b"] == pytest.approx([0.0, sent["b"]], rel=0.15)
 
 
 async def test_garbage_ends_its_stream_and_no_other(tmp_path: Path) -> None:
