@@ -1,9 +1,20 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types layers tests fmt conformance bench lab generate check-generate clean
+.PHONY: help setup demo test check lint types layers tests fmt conformance bench lab lab-look generate check-generate clean
 PYTHON ?= python3.11
 RUN := .venv/bin/
 ARGS ?=
 OUT ?= bench/RESULTS.md
+LAB := .tools/lab
+FEW := ours,clairvoyant,clairvoyant_delayed
+LARGER ?= M L
+TICK ?= --size L
+GAP ?= --seeds 10
+REVERTS ?= --seeds 20
+SLATE ?= --seeds 10
+define larger
+$(RUN)python -m bench.lab --size $(1) --worlds step,diurnal --policies $(FEW) --seeds 1 --json $(LAB)/$(1).json
+
+endef
 ENVOY := .tools/envoy/_bin/envoy
 
 help: ## Show this help
@@ -51,10 +62,21 @@ conformance: setup ## The 82 cases by number, the state machines and the fuzzers
 bench: setup ## Measure one tick of the engine against its floor
 	$(RUN)python -m bench.tick
 
-lab: setup ## Every world and policy in the discrete-event truth; a look: make lab ARGS='--seeds 1' OUT=.tools/lab.md
-	$(RUN)python -m bench.lab $(ARGS) --delay 2 --json .tools/lab-2.json
-	$(RUN)python -m bench.lab $(ARGS) --delay 0,5 --policies ours,clairvoyant,clairvoyant_delayed --json .tools/lab-0-5.json
-	$(RUN)python -m bench.lab.report .tools/lab-2.json .tools/lab-0-5.json --out $(OUT) --plots $(dir $(OUT))results
+lab: setup ## Measure every target and write bench/RESULTS.md; half an hour. A look: make lab-look
+	@mkdir -p $(LAB)
+	$(RUN)python -m bench.lab $(ARGS) --delay 2 --json $(LAB)/delay-2.json
+	$(RUN)python -m bench.lab $(ARGS) --delay 0,5 --policies $(FEW) --json $(LAB)/delay-0-5.json
+	$(foreach size,$(LARGER),$(call larger,$(size)))
+	$(RUN)python -m bench.tick $(TICK) --json > $(LAB)/tick.json
+	$(RUN)python -m bench.gap $(GAP) --json > $(LAB)/gap.json
+	$(RUN)python -m bench.reverts $(REVERTS) --json > $(LAB)/reverts.json
+	$(RUN)python -m bench.slate $(SLATE) --json > $(LAB)/slate.json
+	$(RUN)python -m bench.lab.report $(patsubst %,$(LAB)/%.json,delay-2 delay-0-5 $(LARGER)) \
+	  $(foreach p,tick gap reverts slate,--$(p) $(LAB)/$(p).json) --out $(OUT) --plots $(dir $(OUT))results
+
+lab-look: ## The same at its smallest, within two minutes, into .tools/lab.md
+	$(MAKE) lab ARGS='--worlds step,diurnal --size XS --seeds 1' LARGER= TICK='--size S --no-curve' \
+	  GAP='--seeds 1' REVERTS='--seeds 2' SLATE='--seeds 1' OUT=.tools/lab.md
 
 generate: ## Compile protos and write docs/metrics.md, docs/cli.md and the table of docs/xds.md
 	$(RUN)python -m grpc_tools.protoc -Iprotos --python_out=xds_server/generated --pyi_out=xds_server/generated protos/*.proto

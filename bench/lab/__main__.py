@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     print(file=sys.stderr)
     found = {
+        "command": _said(arguments),
         "size": options.size,
         "ticks": options.ticks,
         "seeds": options.seeds,
@@ -69,6 +71,18 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--json", metavar="FILE")
     return parser.parse_args(arguments)
+
+
+def _said(arguments: list[str] | None) -> str:
+    """Return the command, without what changes no figure."""
+    words = iter(sys.argv[1:] if arguments is None else arguments)
+    kept = []
+    for word in words:
+        if word in ("--json", "--jobs"):
+            next(words)
+        else:
+            kept.append(word)
+    return shlex.join(["python", "-m", "bench.lab", *kept])
 
 
 def _names(known: Iterable[str]):  # type: ignore[no-untyped-def]

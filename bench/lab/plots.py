@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from bench.lab.figures import DELAYED, INSTANT
-from bench.lab.table import OURS, Found
+from bench.lab.found import OURS, Found
 from xds_server.core.tables import Floats
 
 _SHOWN_FROM: Final = 40
