@@ -8,12 +8,11 @@ that is offered beyond the capacity piles up, and drains by what capacity is lef
 
 so that a request which comes at t takes
 
-    T(t) = s / g(t) + W(min(x, c)) + q(t) / c(t)
+    T(t) = s + W(min(x, c)) + q(t) / c(t)
 
-with s the idle time and W the wait of the station's curve: below its capacity, and warm, a station
-answers at once as it does when it has settled. A cold provider has the part g(t) of its capacity
-c(t) = c g(t), and each request takes 1 / g(t) times as long; g rises in a straight line, as the
-weight of an endpoint does in Envoy's slow start.
+with s the idle time and W the wait of the station's curve: below its capacity a station answers at
+once as it does when it has settled. A cold one has a part g(t) of its capacity, c(t) = c g(t); g
+rises in a straight line, as the weight of an endpoint does in Envoy's slow start.
 
 The load steps once, when what was decided takes effect; rates are constant between grid points,
 where the solution is then exact. A power curve has no capacity, and so no queue.
@@ -109,15 +108,13 @@ def simulate(
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         curve = latency.wait_s(stations, np.minimum(after_rps, capacity))
     curve = np.minimum(np.nan_to_num(curve, nan=0.0, posinf=LONGEST_S), LONGEST_S)
-    idle, wait = stations.idle_s.copy(), np.zeros_like(after_rps)
+    idle, wait = stations.idle_s, np.zeros_like(after_rps)
     rows = np.flatnonzero(_needs_time(queued, before_rps, after_rps, capacity, warm))
     if len(rows):
-        warmth = grid.warmth(warm[rows])
-        served = np.maximum(capacity[rows] * warmth, _LEAST_RPS)
+        served = np.maximum(capacity[rows] * grid.warmth(warm[rows]), _LEAST_RPS)
         path = queues(queued[rows], before_rps[rows], after_rps[rows], served, grid)
         waits = np.minimum(path[grid.delay_steps :] / served[grid.delay_steps :], LONGEST_S)
         wait[rows] = waits.mean(axis=0)
-        idle[rows] *= (1.0 / warmth[grid.delay_steps :]).mean(axis=0)
     return Course(
         idle + curve + wait,
         idle * stations.tail_ratio + latency.WAIT_P95_RATIO * curve + wait,
@@ -136,5 +133,5 @@ def _needs_time(
     queued: Floats, before_rps: Floats, after_rps: Floats, capacity: Floats, warm: Floats
 ) -> Bools:
     """(E,) whether anything changes with time: elsewhere no queue is, and none will be."""
-    needs: Bools = (queued > 0.0) | (warm < 1.0) | (np.maximum(before_rps, after_rps) > capacity)
+    needs: Bools = (queued > 0.0) | (np.maximum(before_rps, after_rps) > capacity * warm)
     return needs
