@@ -131,7 +131,7 @@ class Plane:
         self.rng = np.random.default_rng(seed)
         self._slots: list[dict[str, tuple[float, float, float, np.ndarray]]] = []
         self._reporting: dict[str, list[tuple[float, float, float]]] = {}
-        self._reported: dict[str, tuple[float, float, float]] = {}
+        self._reported: dict[str, tuple[float, float, float, float]] = {}
 
     @property
     def shares(self) -> dict[str, float]:
@@ -239,14 +239,12 @@ class Plane:
             count, errors, busy = (sum(column) for column in zip(*seconds, strict=True))
             if count:
                 rates = (count - errors) / self.report_s, errors / self.report_s
-                self._reported[name] = (busy / count, *rates)
+                self._reported[name] = (busy / count, *rates, count)
         self._reporting.clear()
 
     def _load(self) -> ProviderLoad:
         names = tuple(self.stations)
         blank = np.full(len(names), np.nan)
         prices = np.array([s.price_usd_per_million for s in self.stations.values()])
-        said = np.array([self._reported.get(name, (np.nan,) * 3) for name in names])
-        return ProviderLoad(
-            names, said[:, 0], blank, prices, np.zeros(len(names)), said[:, 1], said[:, 2]
-        )
+        said = np.array([self._reported.get(name, (np.nan,) * 4) for name in names])
+        return ProviderLoad(names, said[:, 0], blank, prices, np.zeros(len(names)), *said[:, 1:].T)

@@ -219,7 +219,7 @@ def test_a_registry_without_nodes_has_no_signals() -> None:
 
 
 def counted(provider: str, succeeded_rps: float, busy: float = math.nan) -> LoadReport:
-    return LoadReport(provider, busy, math.nan, math.nan, succeeded_rps, 1.0)
+    return LoadReport(provider, busy, math.nan, math.nan, succeeded_rps, 1.0, 2.0)
 
 
 def test_the_rate_behind_a_utilisation_is_that_of_all_nodes() -> None:
@@ -231,6 +231,8 @@ def test_the_rate_behind_a_utilisation_is_that_of_all_nodes() -> None:
     assert load.failed_rps is not None
     assert load.succeeded_rps[0] == 40.0
     assert load.failed_rps[0] == 2.0
+    assert load.ended_count is not None
+    assert load.ended_count[0] == 84.0
     assert math.isnan(load.succeeded_rps[1])  # nobody says how busy it was meanwhile
 
 

@@ -92,6 +92,8 @@ def _learn(
 ) -> Models:
     """Bring models and demand up to date with the window."""
     overlap = min(1.0, tick_s / max(window_s, 1e-9))
+    if seen.route_age_s.min(initial=np.inf) > window_s:
+        overlap = 0.0  # nothing in it is new: what was learned from it is not learned again
     models = update_models(
         state.problem,
         state.models,

@@ -38,10 +38,10 @@ _LOAD_NOISE = 0.2
 _ELASTICITY_MIN, _ELASTICITY_MAX = 1.0, 4.0
 _BUSY_MIN = 0.05
 """Less utilisation than this says only that the capacity is not lower than it would make it."""
+_BUSY_ERROR = 0.01
+"""What rounding or work of its own may hide of it."""
 _BUSY_RPS = 1.0
 """And fewer requests/s say nothing."""
-_CHANGED_LOG = 0.3
-"""A service time that moves by more in one tick says that the capacity may have moved as much."""
 
 
 def update_models(
@@ -89,7 +89,7 @@ def update_models(
         rps=heard.rps,
         turned=heard.turned,
         behind_s=behind_s,
-        capacity=_doubted(capacity, models.service, service),
+        capacity=capacity,
         tail_ratio=_tails(models.tail_ratio, seen, heard, curves, samples),
         errors=estimate.count_errors(
             models.errors,
@@ -135,6 +135,7 @@ class _Busy:
     succeeded_rps: Floats
     ended_rps: Floats  # succeeded or failed
     samples: Floats  # requests that this tick adds to what is known
+    count: Floats  # requests that the rates are of
     doubt: Floats  # variance of the logarithm of the rates as those of that time
 
 
@@ -160,7 +161,13 @@ def _hear(
     turned = np.abs(np.log(np.maximum(rps, 1.0) / np.maximum(before, 1.0)))
     turned = np.maximum(turned, models.turned * _TURN_KEPT)
     answered = np.minimum(seen.provider_responses / attempts, 1.0)
-    window = _Busy(rps * answered, rps * np.minimum(ended, 1.0), samples, turned**2)
+    window = _Busy(
+        rps * answered,
+        rps * np.minimum(ended, 1.0),
+        samples,
+        np.nan_to_num(seen.provider_responses),
+        turned**2,
+    )
     return _Heard(
         rps=rps,
         answered_ratio=answered,
@@ -182,7 +189,7 @@ def _behind_utilisation(
     A load report is seconds old. Divided into the rate of now, which the engine may have changed
     since, its utilisation would make a capacity that was never there.
     """
-    if load.succeeded_rps is None or load.failed_rps is None:
+    if load.succeeded_rps is None or load.failed_rps is None or load.ended_count is None:
         return window
     succeeded = by_provider(problem, load, load.succeeded_rps)
     ended = succeeded + by_provider(problem, load, load.failed_rps)
@@ -190,7 +197,9 @@ def _behind_utilisation(
     return _Busy(
         np.where(own, succeeded, window.succeeded_rps),
         np.where(own, ended, window.ended_rps),
+        # A report stays for its interval: each tick adds but its part.
         np.where(own, succeeded * elapsed_s, window.samples),
+        np.where(own, by_provider(problem, load, load.ended_count), window.count),
         np.where(own, 0.0, window.doubt),
     )
 
@@ -309,14 +318,17 @@ def _capacity(before: LogFilter, heard: _Heard, elapsed_s: float) -> LogFilter:
     """
     busy, work = heard.busy_ratio, heard.busy
     usable = np.isfinite(busy) & (busy > 0.0) & (work.succeeded_rps > _BUSY_RPS)
-    part = np.maximum(busy, _BUSY_MIN)
+    idle = busy < _BUSY_MIN
+    part = np.where(idle, busy + _BUSY_ERROR, busy)
     least = np.log(np.where(usable, work.succeeded_rps / part, 1.0))
     # A request that failed may have been served in vain, or not at all: what is believed
     # stands as long as it lies between the two.
     most = np.log(np.where(usable, np.maximum(work.ended_rps, work.succeeded_rps) / part, 1.0))
     known = np.where(np.isfinite(before.mean), before.mean, least)
-    measured = np.clip(known, least, np.where(busy < _BUSY_MIN, np.inf, most))
-    usable &= (busy >= _BUSY_MIN) | (measured > known)
+    # Less by what chance may have added, or else every lucky count would raise it a little more.
+    least = np.where(idle, least - np.sqrt((1.0 + heard.cv2) / np.maximum(work.count, 1.0)), least)
+    measured = np.clip(known, least, np.where(idle, np.inf, most))
+    usable &= ~idle | (measured > known)
     start = np.where(np.isnan(before.mean) & usable, measured, before.mean)
     # Work that arrived is a sum of as many service times as there were requests.
     filtered, _ = estimate.update(
@@ -328,17 +340,6 @@ def _capacity(before: LogFilter, heard: _Heard, elapsed_s: float) -> LogFilter:
         CAPACITY_FLOOR + work.doubt,
     )
     return filtered
-
-
-def _doubted(capacity: LogFilter, before: LogFilter, after: LogFilter) -> LogFilter:
-    """Doubt a capacity as far as the service time has just jumped.
-
-    Whatever makes a provider slower or faster at once, most likely changes what it can take as
-    well: what was measured before is of another provider.
-    """
-    moved = np.nan_to_num(after.mean - before.mean)
-    variance = np.where(np.abs(moved) > _CHANGED_LOG, moved**2, 0.0)
-    return replace(capacity, variance=np.maximum(capacity.variance, variance))
 
 
 def _steady_rps(rps: Floats, planned_rps: Floats, window_s: float) -> Floats:

@@ -66,6 +66,7 @@ class ProviderLoad:
     # Over the time that the utilisation is of, all nodes together; None: nobody counts them so.
     succeeded_rps: Floats | None = None  # (J,) NaN: not counted
     failed_rps: Floats | None = None  # (J,)
+    ended_count: Floats | None = None  # (J,) requests behind both
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ class LoadReport:
     price_per_million_usd: float
     succeeded_rps: float = math.nan  # as the node counted over the report's interval
     failed_rps: float = math.nan
+    interval_s: float = math.nan
 
     @property
     def says_anything(self) -> bool:

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from xds_server.model.ids import NodeId, ProviderName
 from xds_server.model.telemetry import LoadReport
 
-_Ended = tuple[float, float]  # succeeded, failed; 1/s
-_NONE: _Ended = (math.nan, math.nan)
+_Ended = tuple[float, float, float]  # succeeded, failed, 1/s; requests behind both
+_NONE: _Ended = (math.nan,) * 3
 
 
 class EndedRates:
@@ -22,15 +22,19 @@ class EndedRates:
 
     def __init__(self) -> None:
         self._of: dict[NodeId, tuple[float, dict[ProviderName, _Ended]]] = {}
-        self._sum: dict[ProviderName, tuple[int, float, float]] = {}  # nodes, succeeded, failed
+        self._sum: dict[ProviderName, tuple[int, _Ended]] = {}  # nodes, and their sums
 
     def take(self, node_id: NodeId, reports: Iterable[LoadReport], now_s: float) -> None:
         """Replace what a node said before, whole: a provider it is silent about ended nothing."""
         self.forget(node_id)
         mine = {
-            r.provider: (r.succeeded_rps, r.failed_rps)
+            r.provider: (
+                r.succeeded_rps,
+                r.failed_rps,
+                r.interval_s * (r.succeeded_rps + r.failed_rps),
+            )
             for r in reports
-            if math.isfinite(r.succeeded_rps) and math.isfinite(r.failed_rps)
+            if math.isfinite(r.succeeded_rps + r.failed_rps + r.interval_s)
         }
         self._of[node_id] = (now_s, mine)
         self._add(mine, 1)
@@ -46,14 +50,18 @@ class EndedRates:
             self.forget(node_id)
 
     def of(self, provider: ProviderName) -> _Ended:
-        """Return succeeded and failed requests/s over all nodes; NaN where none counts them."""
+        """Return rates and count over all nodes; NaN where none counts them."""
         found = self._sum.get(provider)
-        return _NONE if found is None else (max(found[1], 0.0), max(found[2], 0.0))
+        if found is None:
+            return _NONE
+        succeeded, failed, count = found[1]
+        return max(succeeded, 0.0), max(failed, 0.0), max(count, 0.0)
 
     def _add(self, ended: dict[ProviderName, _Ended], sign: int) -> None:
-        for provider, (succeeded, failed) in ended.items():
-            nodes, ok, bad = self._sum.get(provider, (0, 0.0, 0.0))
+        for provider, new in ended.items():
+            nodes, sums = self._sum.get(provider, (0, (0.0, 0.0, 0.0)))
             if nodes + sign == 0:  # sums begin anew, so that rounding errors do not add up
                 del self._sum[provider]
             else:
-                self._sum[provider] = (nodes + sign, ok + sign * succeeded, bad + sign * failed)
+                (a, b, c), (x, y, z) = sums, new
+                self._sum[provider] = nodes + sign, (a + sign * x, b + sign * y, c + sign * z)

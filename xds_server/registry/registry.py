@@ -235,7 +235,7 @@ class Registry:
     def orca_load(self, now_s: float) -> ProviderLoad:
         """What providers say in ORCA, averaged over the nodes that they said it to."""
         names = tuple(sorted(self._services))
-        columns = np.full((6, len(names)), np.nan)
+        columns = np.full((7, len(names)), np.nan)
         self._ended.expire(now_s - self._load_valid_s)
         for j, name in enumerate(names):
             said = self._valid(name, now_s)

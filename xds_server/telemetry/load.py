@@ -53,13 +53,13 @@ def read_reports(message: pb.LoadStatsRequest) -> tuple[list[LoadReport], Counte
             busy = application or means.get("cpu_utilization", math.nan)
             memory = means.get("mem_utilization", math.nan)
             price = means.get(PRICE_METRIC, math.nan)
-            rates = ended or (math.nan, math.nan)
+            rates = ended or (math.nan,) * 3
             reports.append(LoadReport(cluster.cluster_name, busy, memory, price, *rates))
     return reports, refused
 
 
-def _ended(cluster: pb.ClusterStats, refused: Counter[str]) -> tuple[float, float] | None:
-    """Succeeded and failed requests/s; None where the cluster ended none, or cannot be right."""
+def _ended(cluster: pb.ClusterStats, refused: Counter[str]) -> tuple[float, float, float] | None:
+    """Succeeded and failed requests/s, and the interval, s; None where nothing ended."""
     localities = cluster.upstream_locality_stats
     succeeded = sum(locality.total_successful_requests for locality in localities)
     failed = sum(locality.total_error_requests for locality in localities)
@@ -70,7 +70,7 @@ def _ended(cluster: pb.ClusterStats, refused: Counter[str]) -> tuple[float, floa
     if succeeded + failed > _RATE_MOST * interval_s:
         refused[LARGE] += 1
         return None
-    return succeeded / interval_s, failed / interval_s
+    return succeeded / interval_s, failed / interval_s, interval_s
 
 
 def _add(
