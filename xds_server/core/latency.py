@@ -32,6 +32,8 @@ WAIT_P99_RATIO = 4.6
 """99th percentile, likewise."""
 
 _BISECTIONS = 24
+_LEAST_SERVERS = 1e-9
+"""Who has no capacity at all is so slow that it is never asked, but not infinitely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,16 @@ class PowerCurves:
     rise_s: Floats  # (J, G) k >= 0
     scale_rps: Floats  # (J,) x0 > 0
     exponents: tuple[float, ...]  # (G,) n >= 1
+
+    def rows(self, rows: Ints) -> "PowerCurves":
+        """Return some of them."""
+        return PowerCurves(
+            self.chosen[rows],
+            self.base_s[rows],
+            self.rise_s[rows],
+            self.scale_rps[rows],
+            self.exponents,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +74,14 @@ class Stations:
         return self.servers * self.kappa / self.service_s
 
     def rows(self, rows: Ints) -> "Stations":
-        """Return some of them, without their power curves."""
+        """Return some of them."""
         return Stations(
             self.service_s[rows],
             self.servers[rows],
             self.kappa[rows],
             self.variability[rows],
             self.tail_ratio[rows],
+            None if self.power is None else self.power.rows(rows),
         )
 
     @property
@@ -79,23 +92,34 @@ class Stations:
         return np.where(self.power.chosen, self.power.base_s, self.service_s)
 
 
+def _station_wait(stations: Stations, rps: Floats) -> Floats:
+    """(J,) wait W of stations; tangent above RHO_LINEAR."""
+    c = stations.servers
+    rho = rps * (stations.service_s / np.maximum(c * stations.kappa, _LEAST_SERVERS))
+    power = np.sqrt(2.0 * (c + 1.0)) - 1.0
+    r = np.minimum(np.maximum(rho, 1e-9), RHO_LINEAR)
+    spare = 1.0 - r
+    base = stations.variability * stations.service_s / c * r**power / spare
+    beyond: Floats = np.maximum(rho - RHO_LINEAR, 0.0)
+    # W = scale r^n / (1 - r): logarithmic derivative n / r + 1 / (1 - r).
+    return base * (1.0 + beyond * (power / r + 1.0 / spare))
+
+
 def _station(stations: Stations, rps: Floats) -> tuple[Floats, Floats, Floats]:
     """Wait W, dW/dx and d2W/dx2 of stations, each (J,); tangent above RHO_LINEAR."""
     c = stations.servers
-    per_rps = 1.0 / stations.capacity_rps
+    per_rps = stations.service_s / np.maximum(c * stations.kappa, _LEAST_SERVERS)
     rho = rps * per_rps
-    scale = stations.variability * stations.service_s / c
     power = np.sqrt(2.0 * (c + 1.0)) - 1.0
-    r = np.clip(rho, 1e-9, RHO_LINEAR)
-    spare = 1.0 - r
-    base = scale * r**power / spare
-    # W = scale r^n / (1 - r): logarithmic derivative n / r + 1 / (1 - r).
-    log_slope = power / r + 1.0 / spare
-    slope = base * log_slope
-    curve = base * (log_slope**2 - power / r**2 + 1.0 / spare**2)
+    r = np.minimum(np.maximum(rho, 1e-9), RHO_LINEAR)
+    per_spare = 1.0 / (1.0 - r)
+    base = stations.variability * stations.service_s / c * r**power * per_spare
+    a = power / r
+    log_slope = a + per_spare
+    curve = base * (log_slope * log_slope + per_spare * per_spare - a / r)
     beyond = np.maximum(rho - RHO_LINEAR, 0.0)
-    curve = np.where(beyond > 0.0, 0.0, curve)
-    return base + slope * beyond, slope * per_rps, curve * per_rps**2
+    first = base * log_slope
+    return base + first * beyond, first * per_rps, curve * (beyond == 0.0) * (per_rps * per_rps)
 
 
 def _wait(stations: Stations, rps: Floats) -> tuple[Floats, Floats, Floats]:
@@ -104,13 +128,19 @@ def _wait(stations: Stations, rps: Floats) -> tuple[Floats, Floats, Floats]:
     power = stations.power
     if power is None or not power.chosen.any():
         return wait, first, second
-    n, x = np.array(power.exponents), np.maximum(rps, 1e-9 * power.scale_rps)
-    rise = power.rise_s * (x / power.scale_rps)[:, None] ** n
+    n, x, rise = _rise(power, rps)
     return (
         np.where(power.chosen, rise.sum(axis=1), wait),
         np.where(power.chosen, (n * rise).sum(axis=1) / x, first),
         np.where(power.chosen, (n * (n - 1.0) * rise).sum(axis=1) / x**2, second),
     )
+
+
+def _rise(power: PowerCurves, rps: Floats) -> tuple[Floats, Floats, Floats]:
+    """Exponents (G,), loads above 0 (J,), and each term k (x / x0)^n there, (J, G)."""
+    n, x = np.array(power.exponents), np.maximum(rps, 1e-9 * power.scale_rps)
+    rise: Floats = power.rise_s * (x / power.scale_rps)[:, None] ** n
+    return n, x, rise
 
 
 def utilisation_ratio(stations: Stations, rps: Floats) -> Floats:
@@ -120,7 +150,11 @@ def utilisation_ratio(stations: Stations, rps: Floats) -> Floats:
 
 def wait_s(stations: Stations, rps: Floats) -> Floats:
     """(J,) mean time that load adds to a request: queueing, s."""
-    return _wait(stations, rps)[0]
+    wait = _station_wait(stations, rps)
+    power = stations.power
+    if power is None or not power.chosen.any():
+        return wait
+    return np.where(power.chosen, _rise(power, rps)[2].sum(axis=1), wait)
 
 
 def mean_s(stations: Stations, rps: Floats) -> Floats:

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from xds_server.core import latency
-from xds_server.core.latency import PowerCurves, Stations
+from xds_server.core.latency import Stations
 from xds_server.core.tables import Bools, Floats, Ints, Pairs
 
 NOTABLE_SHARE = 0.05
@@ -57,7 +57,7 @@ def p95_after_loss(
     provider = pairs.provider[rows]
     extra = np.asarray(more[pairs.provider[gone], provider]).ravel() if len(rows) else rest
     rps = pairs.sum_by_provider(flow)[provider] + extra
-    p95 = latency.p95_s(_rows(stations, provider), rps) + rtt_s[rows]
+    p95 = latency.p95_s(stations.rows(provider), rps) + rtt_s[rows]
     route = pairs.route[rows]
     total = np.bincount(route, rest, pairs.routes)
     mean = np.bincount(route, rest * p95, pairs.routes) / np.maximum(total, 1e-12)
@@ -70,20 +70,3 @@ def _largest(pairs: Pairs, shares: Floats) -> Ints:
     first = np.full(pairs.routes, len(shares), dtype=np.int64)
     np.minimum.at(first, pairs.route[top], np.flatnonzero(top))
     return first
-
-
-def _rows(stations: Stations, rows: Ints) -> Stations:
-    """Return some stations, power curves and all."""
-    power, some = stations.power, stations.rows(rows)
-    if power is None:
-        return some
-    curves = PowerCurves(
-        power.chosen[rows],
-        power.base_s[rows],
-        power.rise_s[rows],
-        power.scale_rps[rows],
-        power.exponents,
-    )
-    return Stations(
-        some.service_s, some.servers, some.kappa, some.variability, some.tail_ratio, curves
-    )

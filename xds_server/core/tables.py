@@ -23,6 +23,8 @@ class Pairs:
     routes: int  # R
     providers: int  # J
     starts: Ints = field(init=False, repr=False, compare=False)  # (R,) first pair of each route
+    kept: dict[type, object] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What others found out about these pairs once and for all, by its type."""
 
     def __post_init__(self) -> None:
         if self.route.shape != self.provider.shape or self.route.ndim != 1:
