@@ -62,7 +62,7 @@ conformance: setup ## The 82 cases by number, the state machines and the fuzzers
 bench: setup ## Measure one tick of the engine against its floor
 	$(RUN)python -m bench.tick
 
-lab: setup ## Measure every target and write bench/RESULTS.md; half an hour. A look: make lab-look
+lab: setup ## Measure every target and write bench/RESULTS.md, 12 minutes; a look: make lab-look
 	@mkdir -p $(LAB)
 	$(RUN)python -m bench.lab $(ARGS) --delay 2 --json $(LAB)/delay-2.json
 	$(RUN)python -m bench.lab $(ARGS) --delay 0,5 --policies $(FEW) --json $(LAB)/delay-0-5.json
@@ -74,7 +74,7 @@ lab: setup ## Measure every target and write bench/RESULTS.md; half an hour. A l
 	$(RUN)python -m bench.lab.report $(patsubst %,$(LAB)/%.json,delay-2 delay-0-5 $(LARGER)) \
 	  $(foreach p,tick gap reverts slate,--$(p) $(LAB)/$(p).json) --out $(OUT) --plots $(dir $(OUT))results
 
-lab-look: ## The same at its smallest, within two minutes, into .tools/lab.md
+lab-look: ## The same at its smallest, within a minute, into .tools/lab.md
 	$(MAKE) lab ARGS='--worlds step,diurnal --size XS --seeds 1' LARGER= TICK='--size S --no-curve' \
 	  GAP='--seeds 1' REVERTS='--seeds 2' SLATE='--seeds 1' OUT=.tools/lab.md
 

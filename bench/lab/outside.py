@@ -24,7 +24,7 @@ def tick_rows(found: Json) -> list[Row]:
     at_l = found["size"] == "L"
     measured = f"p50 {p50:.0f} ms, p99 {p99:.0f} ms" + ("" if at_l else f" at {found['size']}")
     if "floor_ratio" in found:
-        measured += f"; {found['floor_ratio']:g} x the floor"
+        measured += f"; {found['floor_ratio']:.1f} x the floor"
     rows = [Row("1-tick", measured, (p50 <= 45.0 and p99 <= 80.0) if at_l else None, command)]
     curve = sorted((int(pairs), float(ms)) for pairs, ms in found.get("curve", {}).items())
     if len(curve) > 1:
@@ -41,7 +41,7 @@ def _growth(curve: list[tuple[int, float]], command: str) -> Row:
         float(np.log(ms / ms_before) / np.log(pairs / pairs_before))
         for (pairs_before, ms_before), (pairs, ms) in pairwise(curve)
     ]
-    points = ", ".join(f"{ms:.3g} ms" for _, ms in curve)
+    points = ", ".join(f"{ms:.1f} ms" for _, ms in curve)
     factors = ", ".join(f"x {10.0**e:.1f}" for e in exponents)
     return Row(
         "1-growth",

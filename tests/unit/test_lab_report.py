@@ -104,7 +104,7 @@ def test_the_report_says_what_the_numbers_say_and_nothing_else(lab, write, tmp_p
     assert "| step |" in text
     assert "](results/step.png)" in text
     assert "| 1 | decision tick at L" in text
-    assert "p50 44 ms, p99 70 ms; 8 x the floor | hit | `python -m bench.tick --size L` |" in text
+    assert "p50 44 ms, p99 70 ms; 8.0 x the floor | hit | `python -m bench.tick --size L` |" in text
     assert "| no detectors yet | **missed** | - |" in text
     assert (tmp_path / "results" / "liar.png").stat().st_size < 80_000
     report([str(write(lab)), *programs(write), *to])
