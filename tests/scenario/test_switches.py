@@ -1,18 +1,18 @@
 """Stories: a feature goes off while its calls cost more than it is worth, and comes back."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from tests.scenario.world import Plane, Station
 from xds_server.core.scaling import usd_per_h
-from xds_server.engine.optima import PAIR_STEPS, Optima
 from xds_server.engine.slow import SlowLoop
 from xds_server.engine.switches import ON_S
+from xds_server.engine.work import STEP_PAIRS
 from xds_server.model.slow import SlowDecision
 from xds_server.model.template import Flag
-from xds_server.model.topology import Application, EngineSettings, Mesh, Mode
+from xds_server.model.topology import Application, EngineSettings, Mesh, Mode, Scale
 
 SLOW_S = 5.0
 SETTINGS = EngineSettings(min_share_ratio=0.02, max_shift_ratio=0.25, slow_tick_s=SLOW_S)
@@ -140,7 +140,9 @@ def test_time_has_a_price_only_where_money_is_part_of_the_objective() -> None:
     assert usd_per_h(one, np.array([20.0]), np.array([0.0])) == 0.0
 
 
-def test_features_that_there_was_no_time_for_have_their_turn_next() -> None:
+def test_features_that_there_was_no_time_for_have_their_turn_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     plane = FlagPlane()
     names = ("a", "b", "c")
     template = plane.mesh.templates["web"]
@@ -148,35 +150,43 @@ def test_features_that_there_was_no_time_for_have_their_turn_next() -> None:
     mesh = replace(plane.mesh, templates={"web": replace(template, flags=flags)})
     plane.step(20)
     assert plane.last is not None
-    problem, evaluation, slow = plane.state.problem, plane.last.evaluation, SlowLoop()
-    slow.worth.update(problem, evaluation)
-    whole = Optima(SETTINGS)
-    whole.now(problem, evaluation)
-    spent, most = PAIR_STEPS - whole.left, 40.0 * len(problem.pairs.route)
-    for ticks in range(1, len(names) + 1):
-        optima = Optima(SETTINGS, left=most + spent)  # enough for one feature
-        slow.switches.decide(
-            mesh, problem, evaluation, optima, slow.worth, enforced=True, now_s=float(ticks)
-        )
-        assert optima.over
-        looked = [f"shop/{name}" for name in names[:ticks]]
-        assert [row.target for row in slow.switches.status(float(ticks))] == looked
+    monkeypatch.setattr("xds_server.engine.slow.SLICE_PAIRS", STEP_PAIRS)  # about a step a tick
+    slow, seen = SlowLoop(), [[]]
+    for second in range(200):
+        slow.run(mesh, plane.state.problem, plane.last, {}, float(second))
+        shown = [row.target for row in slow.status(float(second))]
+        if shown != seen[-1]:
+            seen.append(shown)
+    assert seen == [[f"shop/{name}" for name in names[:count]] for count in range(len(names) + 1)]
 
 
-def test_a_kind_that_there_was_no_time_for_begins_next() -> None:
-    began: list[list[str]] = []
+def test_a_kind_that_there_was_no_time_for_begins_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    plane = FlagPlane()
+    service = plane.mesh.services["search"]
+    east, west = service.providers
+    scaled = replace(east, scale=Scale("process", 1, 8, ready_s=0.0))
+    providers = (scaled, replace(west, standby=True))
+    mesh = replace(plane.mesh, services={"search": replace(service, providers=providers)})
+    plane.step(20)
+    assert plane.last is not None
+    asked = {"search": "substitute", "shop": "flag", "east": "scale"}
 
-    def kind(name: str, optima: Optima, *, lasts: bool) -> Callable[[], tuple[SlowDecision, ...]]:
-        def decide() -> tuple[SlowDecision, ...]:
-            began[-1].append(name)
-            optima.over = lasts
-            return ()
+    def begun(slice_pairs: int, ticks: int) -> list[tuple[float, str]]:
+        monkeypatch.setattr("xds_server.engine.slow.SLICE_PAIRS", slice_pairs)
+        slow, found = SlowLoop(), []
+        assert plane.last is not None
+        for second in range(ticks):
+            slow.run(mesh, plane.state.problem, plane.last, {"east": 2}, float(second))
+            found += [
+                (second, asked[target])
+                for (_, target), looked_s in slow.agenda.looked_s.items()
+                if looked_s == second
+            ]
+        return found
 
-        return decide
-
-    slow = SlowLoop()
-    for long in ("b", "b", "a", ""):
-        began.append([])
-        optima = Optima(SETTINGS)
-        slow.in_turn([kind(name, optima, lasts=name == long) for name in "abc"], optima)
-    assert began == [["a", "b"], ["b"], ["c", "a"], ["a", "b", "c"]]
+    order = ["substitute", "flag", "scale"]
+    whole = begun(10**9, 15)
+    assert whole == [(5, kind) for kind in order] + [(10, kind) for kind in order]
+    sliced = begun(STEP_PAIRS, 200)
+    assert [kind for _, kind in sliced][:6] == 2 * order
+    assert len({second for second, _ in sliced}) == len(sliced)  # each at a tick of its own

@@ -1,4 +1,4 @@
-"""Optima of supposed meshes, for the slow tick: as many as its time allows."""
+"""Optima of one service as it is, and as it is supposed to be; and what the difference is worth."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,15 +10,16 @@ from xds_server.core import latency
 from xds_server.core.scaling import SECONDS_PER_HOUR, usd_per_h
 from xds_server.core.tables import Bools, Floats
 from xds_server.engine.changes import ms_per_usd
-from xds_server.engine.settle import Settled, settle
+from xds_server.engine.settle import Settled, settling
 from xds_server.engine.types import Evaluation, Problem
+from xds_server.engine.work import Work
 from xds_server.model.ids import RouteKey
 from xds_server.model.topology import EngineSettings
 
-PAIR_STEPS: Final = 1_000_000
-"""Steps times pairs that one slow tick may take: about 1.5 s of one core at 20,000 pairs, 2 s at
-100,000 (measured on a busy machine): a step is 10 to 16 iterations of the solver."""
-_STEPS_MIN, _STEPS_MAX = 3, 40
+STEPS_MAX: Final = 40
+"""Steps of one answer: most have settled after ten."""
+GAP_RATIO: Final = 1e-4
+"""Of each step: differences of optima are what counts, and they are small beside them."""
 RELIEF_RATIO: Final = 0.05
 """Calls that are too slow are helped where they get faster by this part of their objective."""
 _FORGET_RATIO: Final = 1.005
@@ -27,29 +28,50 @@ _FORGET_RATIO: Final = 1.005
 
 @dataclass(slots=True)
 class Optima:
-    """Answers until its time is over; what is left then waits for the next slow tick."""
+    """Settles a part of the mesh under suppositions; each begins at the optimum of what is."""
 
+    problem: Problem
+    evaluation: Evaluation
     settings: EngineSettings
-    left: float = float(PAIR_STEPS)
-    over: bool = False  # whether a question had to wait
+    calm: Floats  # (R,) ms per dollar, of calmer times
+    start: Floats  # (P,) shares near the optimum of now
     _now: Settled | None = None
 
-    def now(self, problem: Problem, evaluation: Evaluation) -> Settled | None:
-        """Settle what is, which most questions compare with: once per slow tick."""
+    def now(self) -> Work[Settled]:
+        """Settle what is, which every question compares with: once."""
         if self._now is None:
-            self._now = self.of(problem, evaluation, evaluation.shares_now)
+            self._now = yield from self._settling(self.problem, self.evaluation, self.start)
         return self._now
 
-    def of(self, problem: Problem, evaluation: Evaluation, shares: Floats) -> Settled | None:
-        """Settle from ``shares``; None when there is no time left, the first time never."""
-        pairs = max(len(shares), 1)
-        steps = int(np.clip(PAIR_STEPS / 10 / pairs, _STEPS_MIN, _STEPS_MAX))
-        if self.left < pairs * steps and self.left < PAIR_STEPS:
-            self.over = True
-            return None
-        found = settle(problem, evaluation, shares, self.settings, steps=steps)
-        self.left -= pairs * found.iterations
-        return found
+    @property
+    def rest(self) -> Floats:
+        """(P,) the optimum of now, as far as it was asked for."""
+        return self.start if self._now is None else self._now.shares
+
+    def of(self, problem: Problem, evaluation: Evaluation) -> Work[Settled]:
+        """Settle what is supposed: from the optimum of now, so both have the same errors."""
+        now = yield from self.now()
+        return (yield from self._settling(problem, evaluation, now.shares))
+
+    def _settling(self, problem: Problem, evaluation: Evaluation, shares: Floats) -> Work[Settled]:
+        return settling(
+            problem, evaluation, shares, self.settings, steps=STEPS_MAX, gap_ratio=GAP_RATIO
+        )
+
+    def usd_per_h(self, before: Settled, after: Settled) -> float:
+        """Dollars per hour that all routes are better off after than before.
+
+        Money is counted as it is, for all calls; time, failures and objectives of latency for
+        the calls that are made ``after``.
+        """
+        rate_now = ms_per_usd(self.problem, before.evaluation)
+        spent, time_ms = [], []
+        for settled in (before, after):
+            usd = settled.forecast.usd_per_million / 1e6
+            spent.append(float(np.sum(settled.evaluation.demand_rps * usd)))
+            time_ms.append(settled.forecast.cost_ms - rate_now * usd)
+        saved = SECONDS_PER_HOUR * (spent[0] - spent[1])
+        return saved + usd_per_h(after.evaluation.demand_rps, time_ms[0] - time_ms[1], self.calm)
 
 
 @dataclass(slots=True)
@@ -60,32 +82,23 @@ class Worth:
     it takes longer, and time would be the cheaper the more of it is lost.
     """
 
-    rates: Mapping[RouteKey, float] = field(default_factory=dict)  # ms per dollar, R of them
+    _routes: tuple[RouteKey, ...] = ()
+    _rates: Floats = field(default_factory=lambda: np.empty(0))  # ms per dollar; 0: unknown
 
     def update(self, problem: Problem, evaluation: Evaluation) -> None:
         """Take in the rates of now; to be called once per slow tick."""
-        now = ms_per_usd(problem, evaluation).tolist()
-        known = self.rates
-        self.rates = {
-            key: min(rate, _FORGET_RATIO * known.get(key, rate) or rate)
-            for key, rate in zip(problem.routes, now, strict=True)
-        }
+        now, before = ms_per_usd(problem, evaluation), self.of(problem)
+        self._rates = np.where(before > 0.0, np.minimum(now, _FORGET_RATIO * before), now)
 
-    def usd_per_h(self, problem: Problem, before: Settled, after: Settled) -> float:
-        """Dollars per hour that all routes are better off after than before.
-
-        Money is counted as it is, for all calls; time, failures and objectives of latency for
-        the calls that are made ``after``.
-        """
-        rate_now = ms_per_usd(problem, before.evaluation)
-        calm = np.array([self.rates.get(key, 0.0) for key in problem.routes])
-        spent, time_ms = [], []
-        for settled in (before, after):
-            usd = settled.forecast.usd_per_million / 1e6
-            spent.append(float(np.sum(settled.evaluation.demand_rps * usd)))
-            time_ms.append(settled.forecast.cost_ms - rate_now * usd)
-        saved = SECONDS_PER_HOUR * (spent[0] - spent[1])
-        return saved + usd_per_h(after.evaluation.demand_rps, time_ms[0] - time_ms[1], calm)
+    def of(self, problem: Problem) -> Floats:
+        """(R,) ms per dollar; 0 where no slow tick has seen the route yet."""
+        if problem.routes is not self._routes:
+            known: Mapping[RouteKey, float] = dict(
+                zip(self._routes, self._rates.tolist(), strict=True)
+            )
+            self._rates = np.array([known.get(key, 0.0) for key in problem.routes])
+            self._routes = problem.routes
+        return self._rates
 
 
 def marginal_ms(problem: Problem, settled: Settled) -> Floats:

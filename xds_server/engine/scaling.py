@@ -5,7 +5,7 @@ rates of calmer times, less their price by the hour. Fewer are recommended only 
 that lasts, and only where the loss of one more endpoint could still be borne.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -15,9 +15,10 @@ from xds_server.core import latency
 from xds_server.core.scaling import best_count, counts_to_try
 from xds_server.core.tables import Bools
 from xds_server.engine.changes import apply_changes, ms_per_usd
-from xds_server.engine.optima import RELIEF_RATIO, Optima, Worth
+from xds_server.engine.optima import RELIEF_RATIO, Optima
 from xds_server.engine.settle import Settled
 from xds_server.engine.types import Evaluation, Problem
+from xds_server.engine.work import Work
 from xds_server.model.ids import ProviderName
 from xds_server.model.slow import SlowDecision, SlowKind, SlowStatus
 from xds_server.model.topology import Mesh, Provider
@@ -29,6 +30,8 @@ SURPLUS_S: Final = 180.0
 """How long there has to be a surplus."""
 HOLD_S: Final = 180.0
 """How long a recommendation stands after it was asked for last."""
+KEEP_RATIO: Final = 1.5
+"""Another number in the same direction has to gain so many times what the recommended one does."""
 BUSY_MAX: Final = 0.9
 """Utilisation that providers may reach when one more endpoint is lost."""
 
@@ -39,7 +42,6 @@ class _Memory:
 
     count: int
     since_s: float  # it has had that many
-    looked_s: float = -np.inf  # when it had its turn
     lately: tuple[int, ...] = ()  # the best numbers at the last ``OUT_TICKS`` looks
     surplus_since_s: float | None = None
     standing: int = 0  # the number that is recommended; 0: none
@@ -77,37 +79,40 @@ class Scaling:
             for name in memory.keys() - {n for n, p in mesh.providers.items() if p.scale}:
                 del memory[name]
 
-    def decide(
+    def ready(self, provider: Provider, count: int, now_s: float) -> bool:
+        """Whether the number of endpoints that it has has been at work for long enough."""
+        known = self.memory.get(provider.name)
+        if known is None or known.count != count:
+            known = self.memory[provider.name] = _Memory(count, now_s)
+        assert provider.scale is not None
+        return count >= 1 and now_s - known.since_s >= provider.scale.ready_s
+
+    def pending(self, name: ProviderName) -> bool:
+        """Whether another look may recommend more."""
+        known = self.memory.get(name)
+        return known is not None and bool(known.lately) and known.lately[-1] > known.count
+
+    def look(
         self,
-        mesh: Mesh,
-        problem: Problem,
-        evaluation: Evaluation,
-        endpoints: Mapping[ProviderName, int],
         optima: Optima,
-        worth: Worth,
+        provider: Provider,
+        endpoints: Mapping[ProviderName, int],
         *,
         now_s: float,
-    ) -> tuple[SlowDecision, ...]:
-        """Recommend other numbers of endpoints, each one once."""
-        found = []
-        for name in self._in_turn(mesh, problem, evaluation):
-            provider = mesh.providers[name]
-            count = endpoints.get(name, 0)
-            known = self.memory.get(name)
-            if known is None or known.count != count:
-                known = self.memory[name] = _Memory(count, now_s)
-            assert provider.scale is not None
-            if count < 1 or now_s - known.since_s < provider.scale.ready_s:
-                continue  # what it has now is not at work yet
-            case = _Case(problem, evaluation, endpoints, optima, worth, provider, count)
-            best = case.best()
-            if best is None:
-                break
-            known.looked_s = now_s
-            decision = self._judge(case, known, *best, now_s=now_s)
-            if decision is not None:
-                found.append(decision)
-        return tuple(found)
+    ) -> Work[tuple[SlowDecision, ...]]:
+        """Recommend another number of endpoints, once.
+
+        ``optima`` : of its service. ``endpoints`` : how many each provider has.
+        """
+        count = endpoints[provider.name]
+        known = self.memory[provider.name]
+        case = _Case(optima, endpoints, provider, count, known.standing)
+        best, gain_usd_per_h = yield from case.best()
+        known = self.memory[provider.name]
+        if known.count != count:  # it has others by now
+            return ()
+        decision = self._judge(case, known, best, gain_usd_per_h, now_s=now_s)
+        return () if decision is None else (decision,)
 
     def status(self, now_s: float) -> tuple[SlowStatus, ...]:
         """One row per provider that slow ticks have looked at."""
@@ -115,22 +120,6 @@ class Scaling:
             replace(row, since_s=now_s - self.memory[name].since_s)
             for name, row in sorted(self.shown.items())
         )
-
-    def _in_turn(self, mesh: Mesh, problem: Problem, evaluation: Evaluation) -> Iterator[str]:
-        """Yield providers that are called, in turn, the dearest congestion first."""
-        pairs = problem.pairs
-        flow = evaluation.demand_rps[pairs.route] * evaluation.shares_now
-        rps = pairs.sum_by_provider(flow * evaluation.measured[pairs.route])
-        rent = rps * latency.wait_s(evaluation.stations, rps)
-
-        def turn(j: int) -> tuple[float, float]:
-            known = self.memory.get(problem.providers[j])
-            return known.looked_s if known is not None else -np.inf, -float(rent[j])
-
-        for j in sorted(range(len(rps)), key=turn):
-            provider = mesh.providers.get(problem.providers[j])
-            if provider is not None and provider.scale is not None and rps[j] > 0.0:
-                yield provider.name
 
     def _judge(
         self, case: "_Case", known: _Memory, best: int, gain_usd_per_h: float, *, now_s: float
@@ -165,94 +154,106 @@ class Scaling:
 class _Case:
     """One provider, and what would be with other numbers of endpoints."""
 
-    problem: Problem
-    evaluation: Evaluation
-    endpoints: Mapping[ProviderName, int]
     optima: Optima
-    worth: Worth
+    endpoints: Mapping[ProviderName, int]
     provider: Provider
     count: int
+    standing: int  # the number that is recommended; 0: none
 
-    def best(self) -> tuple[int, float] | None:
-        """Return the best number and its net gain, dollars per hour; None: no time left."""
-        scale = self.provider.scale
+    def best(self) -> Work[tuple[int, float]]:
+        """Return the best number and its net gain, dollars per hour.
+
+        Numbers are tried from the present one outwards. Each further endpoint gains less than the
+        one before, so where one does not pay, none beyond it is tried; unless calls are too slow:
+        then any may be the first that helps enough.
+        """
+        scale, price = self.provider.scale, self.provider.price.per_endpoint_hour_usd
         assert scale is not None
         counts = counts_to_try(self.count, scale.min, scale.max)
-        now = self.optima.now(self.problem, self.evaluation)
-        if now is None:
-            return None
-        relief, enough = np.zeros(len(counts)), np.zeros(len(counts), dtype=bool)
-        for i, count in enumerate(counts):
-            if count == self.count:
-                continue
-            then = self._optimum(int(count), self.evaluation)
-            if then is None:
-                return None
-            bearable = self._bearable(int(count)) if count < self.count else True
-            if bearable is None:
-                return None
-            if not bearable:
-                relief[i] = -np.inf
-            else:
-                relief[i] = self._relief(now, then)
-                enough[i] = not np.any(self._too_slow(then))
-        price = self.provider.price.per_endpoint_hour_usd
-        if price <= 0.0:  # what they cost was not said, so nothing but an objective asks for them
-            relief = np.where(np.isposinf(relief), relief, np.minimum(relief, 0.0))
+        now = yield from self.optima.now()
+        late = bool(np.any(self._too_slow(now)))
+        relief, enough = np.full(len(counts), -np.inf), np.zeros(len(counts), dtype=bool)
+        relief[counts == self.count] = 0.0
+        here = int(np.searchsorted(counts, self.count))
+        # What endpoints cost was not said: nothing but an objective asks for more, or for fewer.
+        more = range(here + 1, len(counts)) if late or price > 0.0 else ()
+        fewer = range(here - 1, -1, -1) if price > 0.0 else ()
+        for i in more:
+            relief[i], enough[i] = yield from self._tried(now, int(counts[i]))
+            if not late and not self._net(counts[i], relief[i]) > 0.0:
+                break
+        for i in fewer:
+            found, enough[i] = yield from self._tried(now, int(counts[i]))
+            if not self._net(counts[i], found) > 0.0:
+                break
+            if not (yield from self._bearable(int(counts[i]))):
+                break
+            relief[i] = found
         needed = np.isposinf(relief)
         if needed.any():  # the fewest that are enough, else the most that help
-            best = (
-                np.argmax(needed & enough) if np.any(needed & enough) else needed.nonzero()[0][-1]
-            )
-            return int(counts[best]), np.inf
-        return best_count(self.count, counts, relief, price)
+            rows = np.flatnonzero(needed & enough)
+            return int(counts[rows[0] if len(rows) else needed.nonzero()[0][-1]]), np.inf
+        if price <= 0.0:
+            return self.count, 0.0
+        best, gain = best_count(self.count, counts, relief, price)
+        stands = np.flatnonzero(counts == self.standing)
+        if len(stands) and (best - self.count) * (self.standing - self.count) > 0:
+            kept = self._net(self.standing, relief[stands[0]])
+            if gain < KEEP_RATIO * kept:
+                return self.standing, kept
+        return best, gain
 
-    def _optimum(self, count: int, evaluation: Evaluation) -> Settled | None:
-        problem, then = self._with(count, evaluation)
-        return self.optima.of(problem, then, then.shares_now)
+    def _net(self, count: int, relief_usd_per_h: float) -> float:
+        """Dollars per hour that so many gain beside their price; 0 if they do not."""
+        both = np.array(sorted((self.count, count)))
+        relief = np.where(both == self.count, 0.0, relief_usd_per_h)
+        return best_count(self.count, both, relief, self.provider.price.per_endpoint_hour_usd)[1]
+
+    def _tried(self, now: Settled, count: int) -> Work[tuple[float, bool]]:
+        """Dollars per hour that so many gain, and whether no call is too slow with them."""
+        then = yield from self.optima.of(*self._with(count, self.optima.evaluation))
+        return self._relief(now, then), not np.any(self._too_slow(then))
 
     def _with(self, count: int, evaluation: Evaluation) -> tuple[Problem, Evaluation]:
         change = Change(
             self.provider.name, Quantity.ENDPOINTS, float(count), is_factor=False, text=""
         )
-        everyone = np.ones(self.problem.pairs.routes, dtype=bool)
-        return apply_changes(self.problem, evaluation, [change], self.endpoints, everyone)
+        problem = self.optima.problem
+        everyone = np.ones(problem.pairs.routes, dtype=bool)
+        return apply_changes(problem, evaluation, [change], self.endpoints, everyone)
 
     def _relief(self, now: Settled, then: Settled) -> float:
         """Dollars per hour; inf where a profile asks for it and nothing else has a price."""
+        evaluation = self.optima.evaluation
         faster_s = now.forecast.latency_p95_s - then.forecast.latency_p95_s
-        better = faster_s > RELIEF_RATIO * self.evaluation.slo_s
-        priced = ms_per_usd(self.problem, self.evaluation) > 0.0
+        better = faster_s > RELIEF_RATIO * evaluation.slo_s
+        priced = ms_per_usd(self.optima.problem, evaluation) > 0.0
         unpriced = ~priced | (self.provider.price.per_endpoint_hour_usd <= 0.0)
         if np.any(self._too_slow(now) & better & unpriced):
             return np.inf
-        return self.worth.usd_per_h(self.problem, now, then)
+        return self.optima.usd_per_h(now, then)
 
     def _too_slow(self, settled: Settled) -> Bools:
         """(R,) routes that call, and are slower than their profile allows."""
-        called = self.evaluation.demand_rps > 0.0
-        return called & (settled.forecast.latency_p95_s > self.evaluation.slo_s)
+        evaluation = self.optima.evaluation
+        called = evaluation.demand_rps > 0.0
+        return called & (settled.forecast.latency_p95_s > evaluation.slo_s)
 
-    def _bearable(self, count: int) -> bool | None:
-        """Whether with that many one could be lost, at the demand that profiles expect.
-
-        None: no time left.
-        """
-        problem = self.problem
+    def _bearable(self, count: int) -> Work[bool]:
+        """Whether with that many one could be lost, at the demand that profiles expect."""
+        problem, here = self.optima.problem, self.optima.evaluation
         expected = problem.target.expected_rps * problem.members
-        full = replace(self.evaluation, demand_rps=np.maximum(self.evaluation.demand_rps, expected))
+        full = replace(here, demand_rps=np.maximum(here.demand_rps, expected))
         left, evaluation = self._with(count - 1, full)
         pairs = problem.pairs
         if not np.all(pairs.any_by_route(evaluation.allowed) | (full.demand_rps <= 0.0)):
             return False
-        worst = self.optima.of(left, evaluation, evaluation.shares_now)
-        if worst is None:
-            return None
+        worst = yield from self.optima.of(left, evaluation)
         rps = pairs.sum_by_provider(full.demand_rps[pairs.route] * worst.shares)
         busy = latency.utilisation_ratio(evaluation.stations, rps)
         if np.any(busy > BUSY_MAX):
             return False
-        within = worst.forecast.latency_p95_s <= self.evaluation.slo_s
+        within = worst.forecast.latency_p95_s <= here.slo_s
         return bool(np.all(within | (full.demand_rps <= 0.0)))
 
 

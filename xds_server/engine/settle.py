@@ -10,6 +10,7 @@ from xds_server.core.tables import Bools, Floats
 from xds_server.engine.generate import FAILING_FLOOR_RATIO
 from xds_server.engine.simulate import forecast
 from xds_server.engine.types import Evaluation, Problem
+from xds_server.engine.work import STEP_PAIRS, Work, done_at_once
 from xds_server.model.decision import Forecast
 from xds_server.model.topology import EngineSettings
 
@@ -17,7 +18,10 @@ ITERATIONS_MAX: Final = 60
 SETTLED_SHARE: Final = 2e-4
 """Shares that move less than this have settled."""
 _TAU_RATIO: Final = 0.3
-"""Reluctance in mean latencies of a route: it sets the pace alone, not where shares settle."""
+"""Reluctance in mean latencies of a route, at first: it sets the pace alone, not where shares
+settle."""
+_FASTER, _SLOWER, _FASTEST = 0.6, 1.6, 0.1
+"""How reluctance falls, and down to which part, while whole steps gain; how it grows if not."""
 _LENGTHS: Final = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
 """Parts of the solver's step that are tried, until one gains."""
 _DIFFERENCE: Final = 1e-4
@@ -55,7 +59,33 @@ def settle(
     steps: int = ITERATIONS_MAX,
     max_shift_ratio: float = 1.0,
     fixed: Bools | None = None,
+    gap_ratio: float = solver.GAP_RATIO,
 ) -> Settled:
+    """Do the work of ``settling`` at once; parameters are the same."""
+    work = settling(
+        problem,
+        evaluation,
+        shares,
+        settings,
+        steps=steps,
+        max_shift_ratio=max_shift_ratio,
+        fixed=fixed,
+        gap_ratio=gap_ratio,
+    )
+    return done_at_once(work)
+
+
+def settling(
+    problem: Problem,
+    evaluation: Evaluation,
+    shares: Floats,
+    settings: EngineSettings,
+    *,
+    steps: int = ITERATIONS_MAX,
+    max_shift_ratio: float = 1.0,
+    fixed: Bools | None = None,
+    gap_ratio: float = solver.GAP_RATIO,
+) -> Work[Settled]:
     """Take the solver's step, within floors and masks, until shares stay or ``steps`` are over.
 
     Each step is taken as far as the objective, with the SLO's penalty at the new load, improves.
@@ -65,6 +95,7 @@ def settle(
     shares : (P,) to start from; what is not allowed is spread first
     max_shift_ratio : of a route's traffic in one step
     fixed : (R,) routes that keep their shares; None: none does
+    gap_ratio : of each step's solution, relative
     """
     pairs, allowed = problem.pairs, evaluation.allowed
     held = np.zeros(pairs.routes, dtype=bool) if fixed is None else fixed
@@ -80,27 +111,40 @@ def settle(
     at = at / np.maximum(pairs.sum_by_route(at), 1e-12)[pairs.route]
     here = at_shares(problem, evaluation, at)
     value = forecast(problem, here, at)
-    gap_ratio = 0.0
+    proven, pace = 0.0, 1.0
     for iteration in range(1, steps + 1):
-        tau = np.where(held, _FIXED_MS, _TAU_RATIO * np.maximum(1e3 * value.latency_s, 0.1))
+        reluctance = pace * _TAU_RATIO * np.maximum(1e3 * value.latency_s, 0.1)
+        tau = np.where(held, _FIXED_MS, reluctance)
         above = np.where(kept, at, np.maximum(at - floor, 0.0) / free)
         fixed_ms = here.costs.total + _slo_rent_ms(problem, here, at)
-        found = solver.solve(pairs, allowed, above, here.demand_rps, fixed_ms, tau, here.stations)
-        gap_ratio = found.gap_ratio
+        found = solver.solve(
+            pairs,
+            allowed,
+            above,
+            here.demand_rps,
+            fixed_ms,
+            tau,
+            here.stations,
+            gap_ratio=gap_ratio,
+        )
+        proven = found.gap_ratio
         wanted = floor + free * found.shares
         wanted = np.where(kept, at, limits.limit_shift(pairs, at, wanted, max_shift_ratio))
+        yield STEP_PAIRS + len(at)
         if np.max(np.abs(wanted - at), initial=0.0) < SETTLED_SHARE:
-            return Settled(at, here, value, iteration, True, gap_ratio)
+            return Settled(at, here, value, iteration, True, proven)
         for length in _LENGTHS:
             tried = at + length * (wanted - at)
             there = at_shares(problem, evaluation, tried)
             better = forecast(problem, there, tried)
             if better.total < value.total:
                 at, here, value = tried, there, better
+                whole = length == 1.0
+                pace = max(_FASTEST, _FASTER * pace) if whole else min(1.0, _SLOWER * pace)
                 break
         else:  # no step in this direction gains any more
-            return Settled(at, here, value, iteration, True, gap_ratio)
-    return Settled(at, here, value, steps, False, gap_ratio)
+            return Settled(at, here, value, iteration, True, proven)
+    return Settled(at, here, value, steps, False, proven)
 
 
 def _slo_rent_ms(problem: Problem, evaluation: Evaluation, shares: Floats) -> Floats:

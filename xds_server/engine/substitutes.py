@@ -6,7 +6,6 @@ without it (linear programming's rule for a column that is not in the basis). It
 no longer so at the optimum *without* it, for ``LEAVE_S``.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -17,7 +16,8 @@ from xds_server.engine.optima import Optima, marginal_ms, route_marginal_ms
 from xds_server.engine.problem import STANDBY
 from xds_server.engine.settle import Settled
 from xds_server.engine.types import Evaluation, Problem
-from xds_server.model.ids import ProviderName, ServiceName
+from xds_server.engine.work import Work
+from xds_server.model.ids import ProviderName, RouteKey, ServiceName
 from xds_server.model.slow import SlowDecision, SlowKind, SlowStatus
 
 ENTER_RATIO: Final = 0.10
@@ -45,12 +45,11 @@ class Substitutes:
     asked: dict[ProviderName, int] = field(default_factory=dict)  # slow ticks in a row
     idle_since_s: dict[ProviderName, float] = field(default_factory=dict)
     changed_s: dict[ProviderName, float] = field(default_factory=dict)
-    looked_s: dict[ProviderName, float] = field(default_factory=dict)  # whether it should leave
     shown: dict[ProviderName, SlowStatus] = field(default_factory=dict)
 
     @property
     def _memories(self) -> tuple[dict[ProviderName, Any], ...]:
-        return (self.asked, self.idle_since_s, self.changed_s, self.looked_s, self.shown)
+        return (self.asked, self.idle_since_s, self.changed_s, self.shown)
 
     def keep(self, standby: frozenset[ProviderName]) -> None:
         """Forget all but these."""
@@ -65,30 +64,42 @@ class Substitutes:
         for memory in self._memories:
             memory.clear()
 
-    def decide(
-        self,
-        problem: Problem,
-        evaluation: Evaluation,
-        optima: Optima,
-        service_of: Callable[[ProviderName], ServiceName],
-        *,
-        enforced: bool,
-        now_s: float,
-    ) -> tuple[SlowDecision, ...]:
-        """Let at most one provider enter, or one leave, per service.
+    def rescue(self, problem: Problem, *, enforced: bool, now_s: float) -> tuple[SlowDecision, ...]:
+        """Let one enter for each service with a route that nobody may serve, without an optimum."""
+        served = problem.pairs.any_by_route(problem.allowed)
+        rows = np.flatnonzero(_waiting(problem) & ~served[problem.pairs.route])
+        found: dict[ServiceName, SlowDecision] = {}
+        for p in sorted(rows.tolist(), key=lambda p: problem.providers[problem.pairs.provider[p]]):
+            key = problem.routes[int(problem.pairs.route[p])]
+            name = problem.providers[int(problem.pairs.provider[p])]
+            if key.service not in found and name not in self.active:
+                decision = self._consider(name, _needed(key), enforced=enforced)
+                if decision is not None:
+                    found[key.service] = decision
+                    if enforced:
+                        self._apply(decision, now_s)
+        return tuple(found.values())
 
-        ``enforced`` False: say what would be done; nobody ever enters.
+    def look(
+        self, optima: Optima, *, enforced: bool, now_s: float
+    ) -> Work[tuple[SlowDecision, ...]]:
+        """Let at most one provider of a service enter, or one leave.
+
+        ``optima`` : of the service. ``enforced`` False: say what would be done; nobody ever enters.
         """
+        problem, evaluation = optima.problem, optima.evaluation
         judged = _judged(problem, evaluation)
-        entering = self._entering(problem, evaluation, optima, judged, enforced=enforced)
-        leaving = self._leaving(problem, evaluation, optima, judged, now_s)
-        done: dict[ServiceName, SlowDecision] = {}
-        for _, decision in sorted((*entering, *leaving), key=lambda e: (-e[0], e[1].target)):
-            done.setdefault(service_of(decision.target), decision)
+        entering = yield from self._entering(optima, judged, enforced=enforced)
+        leaving = yield from self._leaving(optima, judged, now_s)
+        found = sorted((*entering, *leaving), key=lambda e: (-e[0], e[1].target))[:1]
         if enforced:
-            for decision in done.values():
+            for _, decision in found:
                 self._apply(decision, now_s)
-        return tuple(done.values())
+        return tuple(decision for _, decision in found)
+
+    def pending(self, name: ProviderName) -> bool:
+        """Whether another look may let it enter."""
+        return self.asked.get(name, 0) > 0 and name not in self.active
 
     def status(self, now_s: float) -> tuple[SlowStatus, ...]:
         """One row per provider on standby that slow ticks have looked at."""
@@ -110,57 +121,50 @@ class Substitutes:
         self._show(name, because=decision.because)
 
     def _entering(
-        self,
-        problem: Problem,
-        evaluation: Evaluation,
-        optima: Optima,
-        judged: Bools,
-        *,
-        enforced: bool,
-    ) -> list[tuple[float, SlowDecision]]:
-        waiting = np.array([why == STANDBY for why in problem.excluded_because], dtype=bool)
-        names = {problem.providers[j]: j for j in np.unique(problem.pairs.provider[waiting])}
+        self, optima: Optima, judged: Bools, *, enforced: bool
+    ) -> Work[list[tuple[float, SlowDecision]]]:
+        problem, evaluation = optima.problem, optima.evaluation
+        waiting, provider = _waiting(problem), problem.pairs.provider
+        names = {problem.providers[j]: j for j in np.unique(provider[waiting])}
         names = {n: j for n, j in names.items() if n not in self.active}
-        found = optima.now(problem, evaluation) if names else None
-        if found is None:
-            return []
-        entering = []
+        entering: list[tuple[float, SlowDecision]] = []
+        if not names:
+            return entering
+        found = yield from optima.now()
         for name, j in names.items():
-            mine = waiting & (problem.pairs.provider == j)
-            worth = _worth(problem, found, evaluation.allowed, mine, judged)
-            ready = worth.ratio > ENTER_RATIO
-            self.asked[name] = self.asked.get(name, 0) + 1 if ready else 0
-            # Who has nobody left need not wait.
-            if ready and (self.asked[name] >= ENTER_TICKS or np.isinf(worth.ratio)):
-                self._show(name, because=worth.because, recommended="" if enforced else "enter")
-                # Recommended once, not at every slow tick again.
-                if enforced or self.asked[name] == ENTER_TICKS:
-                    decision = _decision(name, "enter", worth.because, enforced=enforced)
-                    entering.append((worth.ratio, decision))
-            else:
-                self._show(name, because=worth.because, pending="enter" if ready else "")
+            worth = _worth(problem, found, evaluation.allowed, waiting & (provider == j), judged)
+            decision = self._consider(name, worth, enforced=enforced)
+            if decision is not None:
+                entering.append((worth.ratio, decision))
         return entering
 
+    def _consider(
+        self, name: ProviderName, worth: _Worth, *, enforced: bool
+    ) -> SlowDecision | None:
+        """Let it enter, if it has been worth it for long enough."""
+        ready = worth.ratio > ENTER_RATIO
+        self.asked[name] = self.asked.get(name, 0) + 1 if ready else 0
+        # Who has nobody left need not wait.
+        if not ready or not (self.asked[name] >= ENTER_TICKS or np.isinf(worth.ratio)):
+            self._show(name, because=worth.because, pending="enter" if ready else "")
+            return None
+        self._show(name, because=worth.because, recommended="" if enforced else "enter")
+        # Recommended once, not at every slow tick again.
+        if not enforced and self.asked[name] != ENTER_TICKS:
+            return None
+        return _decision(name, "enter", worth.because, enforced=enforced)
+
     def _leaving(
-        self,
-        problem: Problem,
-        evaluation: Evaluation,
-        optima: Optima,
-        judged: Bools,
-        now_s: float,
-    ) -> list[tuple[float, SlowDecision]]:
+        self, optima: Optima, judged: Bools, now_s: float
+    ) -> Work[list[tuple[float, SlowDecision]]]:
+        problem, evaluation = optima.problem, optima.evaluation
         leaving = []
-        # Those first that were looked at longest ago: time may not be enough for all.
-        for name in sorted(self.active, key=lambda n: (self.looked_s.get(n, -np.inf), n)):
-            if name not in problem.providers:
+        for j, name in enumerate(problem.providers):
+            if name not in self.active:
                 continue
-            mine = problem.pairs.provider == problem.providers.index(name)
+            mine = problem.pairs.provider == j
             without = evaluation.allowed & ~mine
-            supposed = replace(evaluation, allowed=without)
-            found = optima.of(problem, supposed, evaluation.shares_now)
-            if found is None:
-                break
-            self.looked_s[name] = now_s
+            found = yield from optima.of(problem, replace(evaluation, allowed=without))
             worth = _worth(problem, found, without, mine & evaluation.allowed, judged)
             if worth.ratio > STAY_RATIO:
                 self.idle_since_s.pop(name, None)
@@ -177,6 +181,11 @@ class Substitutes:
     ) -> None:
         kind = SlowKind.SUBSTITUTE.value
         self.shown[name] = SlowStatus(kind, name, "", recommended, pending, because, 0.0)
+
+
+def _waiting(problem: Problem) -> Bools:
+    """(P,) pairs that nothing but standby excludes."""
+    return np.array([why == STANDBY for why in problem.excluded_because], dtype=bool)
 
 
 def _judged(problem: Problem, evaluation: Evaluation) -> Bools:
@@ -199,14 +208,18 @@ def _worth(problem: Problem, found: Settled, allowed: Bools, mine: Bools, judged
     )
     best = int(np.argmax(ratio))
     key = problem.routes[int(route[best])]
-    who = f"{key.group.application}/{key.service}"
     if np.isinf(ratio[best]):
-        return _Worth(np.inf, f"nobody else may serve {who}")
+        return _needed(key)
+    who = f"{key.group.application}/{key.service}"
     return _Worth(
         float(ratio[best]),
         f"one more request of {who} costs {there[rows][best]:.3g} ms there, "
         f"{mu[route][best]:.3g} ms without it",
     )
+
+
+def _needed(key: RouteKey) -> _Worth:
+    return _Worth(np.inf, f"nobody else may serve {key.group.application}/{key.service}")
 
 
 def _decision(

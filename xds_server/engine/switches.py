@@ -6,17 +6,17 @@ not made would have cost, and the time and objectives of latency that all others
 application, get back. It is switched off where that exceeds ``worth_usd_per_h`` by a margin.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from xds_server.core.tables import Bools
 from xds_server.engine.changes import ms_per_usd
-from xds_server.engine.optima import RELIEF_RATIO, Optima, Worth
-from xds_server.engine.types import Evaluation, Problem
-from xds_server.model.ids import ApplicationName
+from xds_server.engine.optima import RELIEF_RATIO, Optima
+from xds_server.engine.settle import Settled
+from xds_server.engine.work import Work
+from xds_server.model.ids import ApplicationName, ServiceName
 from xds_server.model.slow import SlowDecision, SlowKind, SlowStatus
 from xds_server.model.template import Flag
 from xds_server.model.topology import Mesh, WeightsVia
@@ -56,12 +56,11 @@ class Switches:
     asked: dict[_Key, int] = field(default_factory=dict)  # slow ticks in a row
     idle_since_s: dict[_Key, float] = field(default_factory=dict)
     changed_s: dict[_Key, float] = field(default_factory=dict)
-    looked_s: dict[_Key, float] = field(default_factory=dict)
     shown: dict[_Key, SlowStatus] = field(default_factory=dict)
 
     @property
     def _memories(self) -> tuple[dict[_Key, Any], ...]:
-        return (self.asked, self.idle_since_s, self.changed_s, self.looked_s, self.shown)
+        return (self.asked, self.idle_since_s, self.changed_s, self.shown)
 
     @property
     def states(self) -> Mapping[Variant, Mapping[str, bool]]:
@@ -90,34 +89,40 @@ class Switches:
         for memory in self._memories:
             memory.clear()
 
-    def decide(
+    def look(
         self,
         mesh: Mesh,
-        problem: Problem,
-        evaluation: Evaluation,
-        optima: Optima,
-        worth: Worth,
+        application: ApplicationName,
+        variants: Iterable[str],
+        optima: Mapping[ServiceName, Optima],
         *,
         enforced: bool,
         now_s: float,
-    ) -> tuple[SlowDecision, ...]:
-        """Switch at most one feature of each application, the one that matters most."""
+    ) -> Work[tuple[SlowDecision, ...]]:
+        """Switch at most one feature of an application, the one that matters most.
+
+        Parameters
+        ----------
+        variants : templates under which it calls, by name
+        optima : of the services of which its features save calls
+        """
         found: list[tuple[float, _Key, SlowDecision]] = []
-        for key, flag, mine in self._flags(mesh, problem, evaluation):
-            saving = _saving(problem, evaluation, optima, worth, flag, mine, is_off=key in self.off)
-            if saving is None:
-                break
-            self.looked_s[key] = now_s
-            if decision := self._judge(key, flag, saving, enforced=enforced, now_s=now_s):
-                found.append((saving.ratio(flag), key, decision))
-        done: dict[ApplicationName, SlowDecision] = {}
-        for _, key, decision in sorted(found, key=lambda f: (-f[0], f[1])):
-            if key[0] in done:
-                continue
-            done[key[0]] = decision
-            if enforced:
+        for template in variants:
+            for flag in ours(mesh, template):
+                key = (application, template, flag.name)
+                asked = [(optima[s], saves) for s, saves in flag.saves.items() if s in optima]
+                saving = yield from _saving(asked, key, is_off=key in self.off)
+                if decision := self._judge(key, flag, saving, enforced=enforced, now_s=now_s):
+                    found.append((saving.ratio(flag), key, decision))
+        found = sorted(found, key=lambda f: (-f[0], f[1]))[:1]
+        if enforced:
+            for _, key, decision in found:
                 self._apply(key, decision, now_s)
-        return tuple(done.values())
+        return tuple(decision for _, _, decision in found)
+
+    def pending(self, application: ApplicationName) -> bool:
+        """Whether another look may switch something off."""
+        return any(n > 0 and key[0] == application for key, n in self.asked.items())
 
     def status(self, now_s: float) -> tuple[SlowStatus, ...]:
         """One row per feature that slow ticks have looked at."""
@@ -129,32 +134,6 @@ class Switches:
             )
             for key, row in sorted(self.shown.items())
         )
-
-    def _flags(
-        self, mesh: Mesh, problem: Problem, evaluation: Evaluation
-    ) -> Iterator[tuple[_Key, Flag, Bools]]:
-        """Yield features with the routes (R,) of their application, in turn, those off first."""
-        variants: dict[Variant, list[int]] = {}
-        for r, route in enumerate(problem.routes):
-            group = problem.groups[route.group]
-            variants.setdefault((route.group.application, group.template), []).append(r)
-        keys = [
-            ((application, template, flag.name), flag, rows)
-            for (application, template), rows in variants.items()
-            if template in mesh.templates
-            for flag in ours(mesh, template)
-        ]
-
-        def turn(entry: tuple[_Key, Flag, list[int]]) -> tuple[object, ...]:
-            key = entry[0]
-            return self.looked_s.get(key, -np.inf), key not in self.off, key
-
-        for key, flag, rows in sorted(keys, key=turn):
-            mine = np.zeros(problem.pairs.routes, dtype=bool)
-            mine[rows] = True
-            # Silence is no reason to switch anything.
-            if np.any(mine & evaluation.measured & (evaluation.demand_rps > 0.0)):
-                yield key, flag, mine
 
     def _judge(
         self, key: _Key, flag: Flag, saving: _Saving, *, enforced: bool, now_s: float
@@ -209,34 +188,43 @@ def ours(mesh: Mesh, template: str) -> tuple[Flag, ...]:
     )
 
 
-def _saving(
-    problem: Problem,
-    evaluation: Evaluation,
-    optima: Optima,
-    worth: Worth,
-    flag: Flag,
-    mine: Bools,
-    *,
-    is_off: bool,
-) -> _Saving | None:
-    """Compare the optima with the feature on and off; None when there is no time left."""
-    saves = np.array([flag.saves.get(route.service, 0.0) for route in problem.routes])
-    left = np.where(mine, 1.0 - saves, 1.0)
-    demand = evaluation.demand_rps
-    rps = demand / np.maximum(left, _LEFT_MIN) if is_off else demand * left
-    now = optima.now(problem, evaluation)
-    then = optima.of(problem, replace(evaluation, demand_rps=rps), evaluation.shares_now)
-    if now is None or then is None:
-        return None
-    on, off = (then, now) if is_off else (now, then)
+def _saving(asked: Iterable[tuple[Optima, float]], key: _Key, *, is_off: bool) -> Work[_Saving]:
+    """Compare the optima with the feature on and off, over the services of which it saves calls.
+
+    Services share nothing, so what it costs is the sum over them.
+    """
+    application, template, _ = key
+    usd_per_h, breaches = 0.0, False
+    for optima, saves in asked:
+        problem, evaluation = optima.problem, optima.evaluation
+        mine = np.array(
+            [
+                r.group.application == application and problem.groups[r.group].template == template
+                for r in problem.routes
+            ],
+            dtype=bool,
+        )
+        left, demand = np.where(mine, 1.0 - saves, 1.0), evaluation.demand_rps
+        rps = demand / np.maximum(left, _LEFT_MIN) if is_off else demand * left
+        now = yield from optima.now()
+        then = yield from optima.of(problem, replace(evaluation, demand_rps=rps))
+        on, off = (then, now) if is_off else (now, then)
+        usd_per_h += optima.usd_per_h(on, off)
+        breaches = breaches or _breaches(optima, on, off)
+    return _Saving(usd_per_h, breaches)
+
+
+def _breaches(optima: Optima, on: Settled, off: Settled) -> bool:
+    """Whether calls are too slow if it is on, are helped if it is off, and time has no price."""
+    evaluation = optima.evaluation
     relief_s = RELIEF_RATIO * evaluation.slo_s
     breaches = (
-        (ms_per_usd(problem, evaluation) <= 0.0)
+        (ms_per_usd(optima.problem, evaluation) <= 0.0)
         & (on.forecast.latency_p95_s > evaluation.slo_s)
         & (on.forecast.latency_p95_s - off.forecast.latency_p95_s > relief_s)
         & (off.evaluation.demand_rps > 0.0)
     )
-    return _Saving(worth.usd_per_h(problem, on, off), bool(breaches.any()))
+    return bool(breaches.any())
 
 
 def _because(flag: Flag, saving: _Saving) -> str:

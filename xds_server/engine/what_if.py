@@ -11,6 +11,7 @@ from xds_server.core.tables import Bools, Floats
 from xds_server.engine.bottlenecks import find_bottlenecks
 from xds_server.engine.changes import apply_changes, check_providers
 from xds_server.engine.loop import Tick
+from xds_server.engine.part import part_of, routes_by_service
 from xds_server.engine.select import DEADBAND_GAIN_RATIO
 from xds_server.engine.settle import Settled, at_shares, settle
 from xds_server.engine.simulate import forecast
@@ -29,8 +30,9 @@ from xds_server.model.what_if import (
     WhatIf,
 )
 
-PAIRS_MAX: Final = 50_000
-"""Pairs up to which a running engine answers: a few seconds of one core beside its ticks."""
+PAIRS_MAX: Final = 100_000
+"""Pairs up to which a running engine answers: a few seconds of one core beside its ticks, if one
+service has them all; a tenth of a second if a hundred have."""
 ROUTES_MAX: Final = 50
 """Routes that are shown: those asked about that call most, then others that move most."""
 _NOTABLE_SHARE: Final = 0.005
@@ -66,7 +68,8 @@ def what_if(
     """Suppose ``changes`` and compare: shares of now, and the optimum re-solved until it rests.
 
     Until the engine reacts, calls that go to a provider that is down fail. The optimum is that
-    of all routes: others that share the providers move too.
+    of all routes to the service: others that share its providers move too. Routes to other services
+    share none, and are taken to stay as they are.
 
     Parameters
     ----------
@@ -93,8 +96,9 @@ def what_if(
     now = _plan(problem, last.evaluation, decided)
     then, supposed = apply_changes(problem, last.evaluation, changes, endpoints, asked)
     held = _plan(then, supposed, decided)
-    settled = settle(then, supposed, decided, settings)
-    optimum = _plan(then, settled.evaluation, settled.shares)
+    part = part_of(then, supposed, routes_by_service(problem)[service])
+    settled = settle(part.problem, part.evaluation, decided[part.pairs], settings)
+    optimum = _plan(then, supposed, part.put(decided, settled.shares))
     chosen, left_out = _notable(asked, now, held, optimum)
     return WhatIf(
         application=application,
@@ -109,7 +113,11 @@ def what_if(
         iterations=settled.iterations,
         settled=settled.done,
         gap_ratio=settled.gap_ratio,
-        notes=(*notes, *_without_effect(problem, asked, changes), *_remarks(then, asked, settled)),
+        notes=(
+            *notes,
+            *_without_effect(problem, asked, changes),
+            *_remarks(then, supposed, asked, settled),
+        ),
     )
 
 
@@ -257,12 +265,14 @@ def _without_effect(problem: Problem, asked: Bools, changes: Sequence[Change]) -
             yield f"{name} is not used, whatever changes there: {', '.join(sorted(reasons))}"
 
 
-def _remarks(problem: Problem, asked: Bools, settled: Settled) -> tuple[str, ...]:
+def _remarks(
+    problem: Problem, evaluation: Evaluation, asked: Bools, settled: Settled
+) -> tuple[str, ...]:
     pairs, found = problem.pairs, []
-    choices = pairs.sum_by_route(settled.evaluation.allowed.astype(np.float64))
+    choices = pairs.sum_by_route(evaluation.allowed.astype(np.float64))
     if np.any(asked & (choices == 0.0)):
         found.append("no provider would be left: the route keeps its baseline, and calls fail")
-    if np.any(asked & (settled.evaluation.demand_rps <= 0.0)):
+    if np.any(asked & (evaluation.demand_rps <= 0.0)):
         found.append("nothing calls at present: add --set demand=RPS")
     if not settled.done:
         found.append(f"shares still moved after {settled.iterations} steps: the figures are near")
