@@ -19,14 +19,16 @@ def quantile_s(hist: Floats, bounds_s: Floats, q: float | Floats) -> Floats:
     (...) s; NaN where nothing was counted. A quantile above the last bound is given as
     that bound.
     """
-    total = hist.sum(axis=-1)
-    cumulative = np.cumsum(hist, axis=-1)
-    target = (q * total)[..., None]
-    bucket = np.minimum((cumulative < target).sum(axis=-1), len(bounds_s) - 1)
+    # Buckets first: then each step of a sum is over whole rows of memory.
+    cumulative = np.cumsum(np.moveaxis(hist, -1, 0), axis=0)
+    total = cumulative[-1]
+    below = np.sum(cumulative < q * total, axis=0, dtype=np.uint16)
+    bucket = np.minimum(below.astype(np.int64), len(bounds_s) - 1)
     upper = bounds_s[bucket]
     lower = np.where(bucket > 0, bounds_s[np.maximum(bucket - 1, 0)], bounds_s[0] / 2.0)
+    upto = np.take_along_axis(cumulative, bucket[None], axis=0)[0]
     inside = np.take_along_axis(hist, bucket[..., None], axis=-1)[..., 0]
-    before = np.take_along_axis(cumulative, bucket[..., None], axis=-1)[..., 0] - inside
+    before = upto - inside
     part = np.clip((q * total - before) / np.maximum(inside, 1e-12), 0.0, 1.0)
     return np.where(total > 0.0, lower * (upper / lower) ** part, np.nan)
 
@@ -46,9 +48,10 @@ def squared_variation(hist: Floats, bounds_s: Floats) -> Floats:
     lower = np.concatenate([[bounds_s[0] / 2.0], bounds_s])
     upper = np.concatenate([bounds_s, [bounds_s[-1] * 1.4]])
     middle = np.sqrt(lower * upper)
-    total = hist.sum(axis=-1)
+    total = np.einsum("...b->...", hist)
     safe = np.maximum(total, 1e-12)
-    mean = (hist * middle).sum(axis=-1) / safe
-    square = (hist * middle**2).sum(axis=-1) / safe
+    # Not a matrix product, which would wake BLAS's threads for nothing.
+    mean = np.einsum("...b,b->...", hist, middle) / safe
+    square = np.einsum("...b,b->...", hist, middle**2) / safe
     ratio = square / np.maximum(mean, 1e-12) ** 2 - 1.0
     return np.where(total > 0.0, np.maximum(ratio, 0.0), np.nan)

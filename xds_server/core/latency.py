@@ -168,7 +168,14 @@ def p95_s(stations: Stations, rps: Floats) -> Floats:
     The idle time's own quantile plus that of an exponential wait; adding quantiles
     overstates the sum's a little, on the side of the SLO.
     """
-    return stations.idle_s * stations.tail_ratio + WAIT_P95_RATIO * wait_s(stations, rps)
+    return mean_and_p95_s(stations, rps)[1]
+
+
+def mean_and_p95_s(stations: Stations, rps: Floats) -> tuple[Floats, Floats]:
+    """Both of the above at once, (J,) each, s."""
+    wait = wait_s(stations, rps)
+    idle = stations.idle_s
+    return idle + wait, idle * stations.tail_ratio + WAIT_P95_RATIO * wait
 
 
 def p99_s(stations: Stations, rps: Floats) -> Floats:

@@ -14,10 +14,16 @@ def with_floor(pairs: Pairs, shares: Floats, allowed: Bools, floor_ratio: Floats
     The rest is scaled, so sums stay 1. Floors that together would take more than half of
     a route's traffic are lowered in proportion.
     """
-    floor = np.where(allowed, floor_ratio, 0.0)
+    floor = floor_ratio * allowed
     total = pairs.sum_by_route(floor)
-    floor = floor * np.minimum(1.0, 0.5 / np.maximum(total, 1e-12))[pairs.route]
-    return floor + (1.0 - pairs.sum_by_route(floor))[pairs.route] * shares
+    if total.max(initial=0.0) > 0.5:
+        fits = np.minimum(1.0, 0.5 / np.maximum(total, 1e-12))
+        floor *= fits[pairs.route]
+        total = total * fits
+    fitted: Floats = (1.0 - total)[pairs.route]
+    fitted *= shares
+    fitted += floor
+    return fitted
 
 
 def onto_allowed(pairs: Pairs, shares: Floats, allowed: Bools) -> Floats:
@@ -54,9 +60,11 @@ def moved_ratio(pairs: Pairs, before: Floats, after: Floats) -> Floats:
 
 def limit_shift(pairs: Pairs, before: Floats, after: Floats, max_shift_ratio: float) -> Floats:
     """(P,) a step in the same direction that moves at most ``max_shift_ratio`` per route."""
-    moved = moved_ratio(pairs, before, after)
-    scale = np.minimum(1.0, max_shift_ratio / np.maximum(moved, 1e-12))
-    return before + scale[pairs.route] * (after - before)
+    change = after - before
+    moved = 0.5 * pairs.sum_by_route(np.abs(change))
+    change *= np.minimum(1.0, max_shift_ratio / np.maximum(moved, 1e-12))[pairs.route]
+    change += before
+    return change
 
 
 def wind_down(pairs: Pairs, shares: Floats, allowed: Bools, max_shift_ratio: float) -> Floats:
@@ -64,9 +72,10 @@ def wind_down(pairs: Pairs, shares: Floats, allowed: Bools, max_shift_ratio: flo
 
     At most ``max_shift_ratio`` of a route moves. Routes that none may serve keep their shares.
     """
-    moving = pairs.any_by_route(~allowed & (shares > 0.0)) & pairs.any_by_route(allowed)
-    if not moving.any():
+    leaving = ~allowed & (shares > 0.0)
+    if not leaving.any():
         return shares
+    moving = pairs.any_by_route(leaving) & pairs.any_by_route(allowed)
     target = onto_allowed(pairs, shares, allowed)
     step = limit_shift(pairs, shares, target, max_shift_ratio)
     return np.where(moving[pairs.route], step, shares)
@@ -92,8 +101,8 @@ def to_weights(pairs: Pairs, shares: Floats) -> Ints:
     weights += (rank < missing[pairs.route]) & (exact >= 1.0)
     # What is still missing, or was taken by raising tiny shares to 1, is the largest's.
     rest = np.where(served, WEIGHT_TOTAL - pairs.sum_by_route(weights), 0.0)
-    largest = weights >= pairs.max_by_route(weights)[pairs.route]
-    first = np.full(pairs.routes, len(weights), dtype=np.int64)
-    np.minimum.at(first, pairs.route[largest], np.flatnonzero(largest))
+    largest = np.flatnonzero(weights >= pairs.max_by_route(weights)[pairs.route])[::-1]
+    first = np.empty(pairs.routes, dtype=np.int64)
+    first[pairs.route[largest]] = largest  # of equals, the first is written last
     weights[first] += rest
     return weights.astype(np.int64)

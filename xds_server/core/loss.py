@@ -38,7 +38,8 @@ def p95_after_loss(
     if not asked.any():
         return out
     flow = demand_rps[pairs.route] * shares
-    largest = _largest(pairs, shares)
+    rows = np.flatnonzero(asked[pairs.route])
+    largest = _largest(pairs, shares, rows)
     left = 1.0 - shares
     lost = np.zeros(pairs.providers, dtype=bool)
     lost[pairs.provider[largest[asked]]] = True
@@ -47,10 +48,8 @@ def p95_after_loss(
     away = csr_array(
         (flow[feeds] / left[feeds], (pairs.route[feeds], pairs.provider[feeds])), shape=shape
     )
-    ends = np.append(pairs.starts, len(shares))
-    kept = csr_array((shares, pairs.provider, ends), shape=shape)  # pairs are in CSR order
+    kept = pairs.matrix(shares)
     more = (away.T @ kept).tocsr()
-    rows = np.flatnonzero(asked[pairs.route])
     gone = largest[pairs.route[rows]]
     rest = np.where(rows == gone, 0.0, shares[rows])
     rows, gone, rest = rows[rest > 0.0], gone[rest > 0.0], rest[rest > 0.0]
@@ -64,9 +63,12 @@ def p95_after_loss(
     return np.where(asked, np.where(total > 0.0, mean, np.inf), np.nan)
 
 
-def _largest(pairs: Pairs, shares: Floats) -> Ints:
-    """(R,) the pair with each route's largest share; the first of equals."""
-    top = shares >= pairs.max_by_route(shares)[pairs.route]
+def _largest(pairs: Pairs, shares: Floats, rows: Ints) -> Ints:
+    """(R,) the pair with each route's largest share, the first of equals, among whole routes."""
+    mine, route = shares[rows], pairs.route[rows]
+    starts = np.flatnonzero(np.diff(route, prepend=-1))
+    top = np.repeat(np.maximum.reduceat(mine, starts), np.diff(starts, append=len(rows)))
+    largest = np.flatnonzero(mine >= top)[::-1]
     first = np.full(pairs.routes, len(shares), dtype=np.int64)
-    np.minimum.at(first, pairs.route[top], np.flatnonzero(top))
+    first[route[largest]] = rows[largest]  # of equals, the first is written last
     return first

@@ -6,6 +6,7 @@ worth one per cent of its latency.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -23,7 +24,7 @@ SLO_KNEE_RATIO = 0.05
 """Width of the softplus knee, as a share of the objective."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PairCosts:
     """The load-independent part of a request's cost, per pair, ms-equivalent; axis 0 (P)."""
 
@@ -35,18 +36,14 @@ class PairCosts:
     geography: Floats
     slo: Floats
 
-    @property
+    @cached_property
     def total(self) -> Floats:
-        """(P,)."""
-        return (
-            self.distance
-            + self.backlog
-            + self.error
-            + self.price
-            + self.egress
-            + self.geography
-            + self.slo
-        )
+        """(P,); added up once, since every stage asks for it."""
+        total = self.distance + self.backlog
+        for part in (self.error, self.price, self.egress, self.geography, self.slo):
+            total += part
+        total.flags.writeable = False
+        return total
 
 
 def exchange_ms_per_usd(
@@ -75,17 +72,33 @@ def error_ms(error_ratio: Floats, failure_ms: Floats) -> Floats:
 
 def slo_ms(p95_s: Floats, slo_s: Floats) -> Floats:
     """Softplus penalty on a predicted p95; 0 where ``slo_s`` is inf (no objective)."""
-    bounded = np.where(np.isfinite(slo_s), slo_s, 1.0)
+    asked = np.isfinite(slo_s)
+    bounded = slo_s if asked.all() else np.where(asked, slo_s, 1.0)
     knee = SLO_KNEE_RATIO * bounded
-    excess = np.clip((p95_s - bounded) / knee, -50.0, 1e4)
-    return np.where(np.isfinite(slo_s), SLO_SLOPE * 1e3 * knee * np.logaddexp(0.0, excess), 0.0)
+    excess = np.minimum((p95_s - bounded) / knee, 1e4)
+    # The logarithm of 1 + e^x, which numpy's own takes five times as long for.
+    soft = np.log1p(np.exp(-np.abs(excess))) + np.maximum(excess, 0.0)
+    penalty: Floats = (SLO_SLOPE * 1e3) * knee * soft * asked
+    return penalty
 
 
 def total_ms(
     pairs: Pairs, shares: Floats, demand_rps: Floats, fixed_ms: Floats, stations: Stations
 ) -> float:
     """Cost of a plan per second: sum of d <C, w> plus sum of x T(x), ms-equivalent."""
+    fixed, rps = cost_and_loads(pairs, shares, demand_rps, fixed_ms)
+    return fixed + queueing_ms(stations, rps)
+
+
+def cost_and_loads(
+    pairs: Pairs, shares: Floats, demand_rps: Floats, fixed_ms: Floats
+) -> tuple[float, Floats]:
+    """Sum of d <C, w>, and (J,) the loads: both are linear in the shares."""
     flow = demand_rps[pairs.route] * shares
-    rps = pairs.sum_by_provider(flow)
-    # Sums, not dot products: a dot product wakes BLAS's threads for nothing.
-    return float(np.sum(flow * fixed_ms) + 1e3 * np.sum(rps * latency.mean_s(stations, rps)))
+    # A sum, not a dot product, which would wake BLAS's threads for nothing.
+    return float(np.einsum("p,p->", flow, fixed_ms)), pairs.sum_by_provider(flow)
+
+
+def queueing_ms(stations: Stations, rps: Floats) -> float:
+    """Sum of x T(x), ms per second."""
+    return float(1e3 * np.sum(rps * latency.mean_s(stations, rps)))

@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
@@ -44,6 +45,25 @@ class Pairs:
         # Rows are sorted by route, so no row number has to be read.
         total: Floats = np.add.reduceat(values, self.starts)
         return total
+
+    def sums_by_route(self, weights: Floats, *by_provider: Floats) -> list[Floats]:
+        """For each (J,) column the (R,) sums of ``weights`` (P,) times it: products by a matrix.
+
+        That is as dear as one sum by route, and the column is not spread over the pairs.
+        """
+        if self.routes == 0:
+            return [np.empty(0) for _ in by_provider]
+        matrix = self.matrix(weights)
+        return [matrix @ column for column in by_provider]
+
+    def matrix(self, values: Floats) -> csr_array:
+        """(P,) -> (R, J), sparse: pairs are in its order already."""
+        places = self.kept.get(csr_array)
+        if not isinstance(places, tuple):
+            ends = np.append(self.starts, len(self.route)).astype(np.int32)
+            # In the type that products want, or else each would convert them.
+            places = self.kept[csr_array] = (self.provider.astype(np.int32), ends)
+        return csr_array((values, *places), shape=(self.routes, self.providers), copy=False)
 
     def sum_by_provider(self, values: Floats) -> Floats:
         """(P,) -> (J,)."""

@@ -15,21 +15,20 @@ def find_bottlenecks(problem: Problem, evaluation: Evaluation) -> Bottlenecks:
     """Sort providers by congestion rent x (p - T): what queueing there costs per second."""
     pairs = problem.pairs
     rps = pairs.sum_by_provider(evaluation.demand_rps[pairs.route] * evaluation.shares_now)
-    marginal, _ = latency.marginal_s(evaluation.stations, rps)
-    rent = 1e3 * rps * (marginal - latency.mean_s(evaluation.stations, rps))
+    mean, marginal, _ = latency.mean_and_marginal_s(evaluation.stations, rps)
+    rent = 1e3 * rps * (marginal - mean)
     busy = latency.utilisation_ratio(evaluation.stations, rps)
     worst = [j for j in np.argsort(-rent, kind="stable")[:KEPT] if rent[j] > 0.0]
+    named = np.zeros(pairs.providers, dtype=bool)
+    named[worst] = True
+    rows = np.flatnonzero(named[pairs.provider])
+    rows = rows[evaluation.shares_now[rows] > _NOTABLE_SHARE]
     found = tuple(
         Bottleneck(
             provider=problem.providers[j],
             utilisation_ratio=float(busy[j]),
             rent_ms_per_s=float(rent[j]),
-            delays=tuple(
-                problem.routes[r]
-                for r in pairs.route[
-                    (pairs.provider == j) & (evaluation.shares_now > _NOTABLE_SHARE)
-                ]
-            ),
+            delays=tuple(problem.routes[r] for r in pairs.route[rows[pairs.provider[rows] == j]]),
         )
         for j in worst
     )

@@ -1,6 +1,6 @@
 """Stage 1: what the mesh is doing, and models brought up to date with it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -59,12 +59,16 @@ def evaluate(
     models = replace(models, budget_pressure=pressure)
     planned_rps = problem.pairs.sum_by_provider(demand[problem.pairs.route] * state.shares)
     slo_s = _blend(problem, blend, "slo_s")
-    costs = _costs(problem, curves, models, seen, price_usd, egress_usd, slo_s, blend, planned_rps)
+    rtt_s = models.distances.rtt_s[problem.place]
+    planned = _Planned(planned_rps, *latency.mean_and_p95_s(curves, planned_rps))
+    costs = _costs(
+        problem, curves, models, seen, price_usd, egress_usd, slo_s, blend, planned, rtt_s
+    )
     evaluation = Evaluation(
         now_s=now_s,
         observation=seen,
         stations=curves,
-        rtt_s=models.distances.rtt_s[problem.place],
+        rtt_s=rtt_s,
         sigma_ratio=np.sqrt(models.service.variance),
         error_ratio=models.errors.ratio,
         price_usd=price_usd,
@@ -74,7 +78,7 @@ def evaluate(
         allowed=problem.allowed,
         costs=costs,
         slo_s=slo_s,
-        tau_ms=_tau_ms(state, models, curves, planned_rps) * state.trials.damping(now_s),
+        tau_ms=_tau_ms(state, models, planned, rtt_s) * state.trials.damping(now_s),
         usd_per_request=usd,
         calibration=models.calibration,
         measured=measured,
@@ -110,13 +114,24 @@ def _learn(
     return replace(models, demand=demand)
 
 
-def _tau_ms(state: EngineState, models: Models, curves: Stations, planned_rps: Floats) -> Floats:
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """What the commanded shares give, never what was measured; (J,) each."""
+
+    rps: Floats
+    mean_s: Floats  # there
+    p95_s: Floats
+
+
+def _tau_ms(state: EngineState, models: Models, planned: _Planned, rtt_s: Floats) -> Floats:
     """(R,) reluctance to move: in proportion to the latency, and to how uncertain it is."""
     problem = state.problem
-    rtt_s = models.distances.rtt_s[problem.place]
-    mean_s = latency.mean_s(curves, planned_rps)[problem.pairs.provider] + rtt_s
-    mean_ms = 1e3 * problem.pairs.sum_by_route(state.shares * mean_s)
-    tau: Floats = TAU_RATIO * np.maximum(mean_ms, 0.1) * (1.0 + _route_uncertainty(state, models))
+    pairs, shares = problem.pairs, state.shares
+    # Relative variance of the models behind each route's traffic.
+    at_providers_s, variance = pairs.sums_by_route(shares, planned.mean_s, models.service.variance)
+    mean_ms = 1e3 * (at_providers_s + pairs.sum_by_route(shares * rtt_s))
+    uncertainty = models.calibration * np.sqrt(variance)
+    tau: Floats = TAU_RATIO * np.maximum(mean_ms, 0.1) * (1.0 + uncertainty)
     return tau
 
 
@@ -152,6 +167,8 @@ def _blend(problem: Problem, blend: Floats, name: str) -> Floats:
     """
     old: Floats = getattr(problem.origin, name)
     new: Floats = getattr(problem.target, name)
+    if np.all(blend >= 1.0):
+        return new
     part = blend if old.shape == blend.shape else blend[problem.pairs.route]
     both = np.isfinite(old) & np.isfinite(new)
     safe_old, safe_new = np.where(both, old, 0.0), np.where(both, new, 0.0)
@@ -174,30 +191,28 @@ def _costs(
     egress_usd: Floats,
     slo_s: Floats,
     blend: Floats,
-    planned_rps: Floats,
+    planned: _Planned,
+    rtt_s: Floats,
 ) -> PairCosts:
-    """Every load-independent term of every pair, in milliseconds.
-
-    ``planned_rps`` (J,) is the load that the commanded shares give, never that which was measured.
-    """
-    pairs, rtt_s = problem.pairs, models.distances.rtt_s[problem.place]
+    """Every load-independent term of every pair, in milliseconds; ``rtt_s`` is (P,)."""
+    pairs = problem.pairs
     provider, route = pairs.provider, pairs.route
     backlog_s = _left_of_backlog(
         backlog(curves, models.capacity_rps, seen.provider_rps, seen.provider_active),
         models.capacity_rps,
-        planned_rps,
+        planned.rps,
     )
-    baseline_ms = 1e3 * pairs.sum_by_route(
-        problem.baseline_shares * (curves.idle_s[provider] + rtt_s)
+    idle_s, baseline_usd = pairs.sums_by_route(
+        problem.baseline_shares, curves.idle_s, problem.declared_usd
     )
-    baseline_usd = pairs.sum_by_route(problem.baseline_shares * problem.declared_usd[provider])
+    baseline_ms = 1e3 * (idle_s + pairs.sum_by_route(problem.baseline_shares * rtt_s))
     rate = models.budget_pressure * objective.exchange_ms_per_usd(
         _blend(problem, blend, "performance_weight"),
         _blend(problem, blend, "cost_weight"),
         baseline_ms,
         baseline_usd,
     )
-    p95 = latency.p95_s(curves, planned_rps)[provider] + rtt_s
+    p95 = planned.p95_s[provider] + rtt_s
     return PairCosts(
         distance=1e3 * rtt_s,
         backlog=1e3 * backlog_s[provider],
@@ -209,11 +224,3 @@ def _costs(
         * _blend(problem, blend, "unpreferred"),
         slo=objective.slo_ms(p95, slo_s[route]),
     )
-
-
-def _route_uncertainty(state: EngineState, models: Models) -> Floats:
-    """(R,) relative standard deviation of the models behind each route's traffic."""
-    pairs = state.problem.pairs
-    variance = pairs.sum_by_route(state.shares * models.service.variance[pairs.provider])
-    uncertainty: Floats = models.calibration * np.sqrt(variance)
-    return uncertainty

@@ -77,22 +77,20 @@ def route_gains(
         pairs.sum_by_provider(demand * plan.shares),
     )
     price = prices.total_ms
-    # What a provider really costs is known to within its model's error; so is the gain.
-    sigma_ms = evaluation.sigma_ratio * price
-    doubt = np.sqrt(pairs.sum_by_route((change * sigma_ms[pairs.provider]) ** 2))
     # What turns back says that the step before was wrong: that takes more to believe.
     turns_back = pairs.sum_by_route(change * evaluation.last_step) > 0.0
-    doubt = np.where(turns_back, TURN_RATIO * doubt, doubt)
+    # What a provider really costs is known to within its model's error; so is the gain.
+    (variance,) = pairs.sums_by_route(change * change, (evaluation.sigma_ratio * price) ** 2)
+    doubt = np.sqrt(variance) * np.where(turns_back, TURN_RATIO, 1.0)
+    (priced,) = pairs.sums_by_route(change, price)
     scale = np.maximum(np.abs(simulated.hold.cost_ms), 1e-9)
+    switch = np.where(turns_back, TURN_SWITCH * SWITCH_RATIO, SWITCH_RATIO) * scale
     return Gains(
         plan=plan,
         prices=prices,
         change=change,
-        gross_ms=pairs.sum_by_route(change * (evaluation.costs.total + price[pairs.provider])),
-        switch_ms=np.where(turns_back, TURN_SWITCH, 1.0)
-        * SWITCH_RATIO
-        * scale
-        * limits.moved_ratio(pairs, now, plan.shares),
+        gross_ms=pairs.sum_by_route(change * evaluation.costs.total) + priced,
+        switch_ms=switch * 0.5 * pairs.sum_by_route(np.abs(change)),
         doubt_ms=GAIN_Z * evaluation.calibration * doubt,
     )
 

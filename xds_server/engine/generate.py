@@ -51,13 +51,19 @@ def generate(
     if frozen.any():
         optimum = limits.without_gain(pairs, optimum, np.maximum(now, floor), frozen)
     step = limits.limit_shift(pairs, now, optimum, settings.max_shift_ratio)
-    starved = pairs.max_by_route((allowed & (now < 0.5 * floor)).astype(np.float64)) > 0.0
-    fed = limits.with_floor(pairs, now, allowed, floor)
-    hold = np.where(starved[pairs.route], fed, now)
+    hold, hungry = now, allowed & (now < 0.5 * floor)
+    if hungry.any():
+        fed = limits.with_floor(pairs, now, allowed, floor)
+        hold = np.where(pairs.any_by_route(hungry)[pairs.route], fed, now)
     hold = limits.wind_down(pairs, hold, allowed, settings.max_shift_ratio)
-    reweights = tuple(Candidate(Move.REWEIGHT, hold + theta * (step - hold)) for theta in STEPS)
+    change = step - hold
+    reweights = (
+        Candidate(Move.REWEIGHT, step if part == 1.0 else hold + part * change) for part in STEPS
+    )
     proposed = (Candidate(Move.HOLD, hold), *reweights)
-    return Candidates(proposed, found.price_ms, floor, found.gap_ratio, found.iterations)
+    return Candidates(
+        proposed, (0.0, *STEPS), found.price_ms, floor, found.gap_ratio, found.iterations
+    )
 
 
 def _unmeasured(problem: Problem, evaluation: Evaluation, shares: Floats) -> Floats:

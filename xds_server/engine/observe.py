@@ -22,7 +22,9 @@ class RowMap:
     nodes: tuple[str, ...]
     node_row: Ints
     provider_row: Ints
-    pair: Ints  # (W,) -1: the node has no group, or its group no such pair
+    own: Ints | None  # (V,) rows that have a pair, by route; None: pair p has row p alone
+    starts: Ints  # (R',) where in ``own`` each route that has any rows begins, and
+    heard: Ints  # (R',) which route that is
     to_pairs: csr_array  # (P, W)
     to_routes: csr_array  # (R, W)
     to_providers: csr_array  # (J, W)
@@ -43,6 +45,9 @@ def map_rows(problem: Problem, window: PairWindow) -> RowMap:
     pairs, count = problem.pairs, len(pair)
     mine = np.flatnonzero(pair >= 0)
     known = np.flatnonzero(provider >= 0)
+    route = pairs.route[pair[mine]]
+    order = np.argsort(route, kind="stable")
+    heard, starts = np.unique(route[order], return_index=True)
 
     def sums(row: Ints, columns: Ints, rows: int) -> csr_array:
         return csr_array((np.ones(len(row)), (row, columns)), shape=(rows, count))
@@ -52,9 +57,11 @@ def map_rows(problem: Problem, window: PairWindow) -> RowMap:
         window.nodes,
         window.node_row,
         window.provider_row,
-        pair,
+        None if np.array_equal(pair, np.arange(len(pairs.route))) else mine[order],
+        starts,
+        heard,
         sums(pair[mine], mine, len(pairs.route)),
-        sums(pairs.route[pair[mine]], mine, pairs.routes),
+        sums(route, mine, pairs.routes),
         sums(provider[known], known, pairs.providers),
     )
 
@@ -68,30 +75,27 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
     pairs = problem.pairs
     rps = window.requests / np.maximum(window.covered_s, 1e-9)
     recent = _recent_rps(window, rps)
-    columns = np.column_stack(
-        [
+
+    def by_pair(values: Floats) -> Floats:
+        """(W,) -> (P,)."""
+        return values if rows.own is None else rows.to_pairs @ values
+
+    pair_rps = by_pair(rps)
+    pair_recent = pair_rps if recent is rps else by_pair(recent)
+    pair_sum, pair_count = by_pair(window.latency_sum_s), by_pair(window.latency_count)
+    route_count = pairs.sum_by_route(pair_count)
+    route_rps = pairs.sum_by_route(pair_rps)
+    provider_rps, provider_sum, provider_count, errors, attempts, active = (
+        rows.to_providers @ values
+        for values in (
             rps,
-            recent,
             window.latency_sum_s,
             window.latency_count,
-            window.rx_bytes,
             window.errors,
             window.requests,
             window.active,
-        ]
-    )
-    pair_rps, pair_recent, pair_sum, pair_count, pair_bytes, *_ = (rows.to_pairs @ columns).T
-    route = {
-        name: pairs.sum_by_route(values)
-        for name, values in (
-            ("rps", pair_rps),
-            ("recent", pair_recent),
-            ("sum", pair_sum),
-            ("count", pair_count),
-            ("bytes", pair_bytes),
         )
-    }
-    by_provider = (rows.to_providers @ columns).T
+    )
     provider_hist = rows.to_providers @ window.latency_hist
     route_hist = rows.to_routes @ window.latency_hist
     places = len(problem.place_provider)
@@ -99,29 +103,30 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
     place_count = np.bincount(problem.place, pair_count, places).astype(np.float64)
     place_sum = np.bincount(problem.place, pair_sum, places).astype(np.float64)
     age = np.full(pairs.routes, np.inf)
-    mine = rows.pair >= 0
-    np.minimum.at(age, pairs.route[rows.pair[mine]], window.age_s[mine])
+    if len(rows.heard):
+        ages = window.age_s if rows.own is None else window.age_s[rows.own]
+        age[rows.heard] = np.minimum.reduceat(ages, rows.starts)
     return Observation(
         pair_rps=pair_rps,
         pair_responses=pair_count,
-        route_rps=route["rps"],
-        route_recent_rps=route["recent"],
-        route_latency_s=_ratio(route["sum"], route["count"]),
+        route_rps=route_rps,
+        route_recent_rps=route_rps if recent is rps else pairs.sum_by_route(pair_recent),
+        route_latency_s=_ratio(pairs.sum_by_route(pair_sum), route_count),
         route_p95_s=quantile_s(route_hist, _BOUNDS_S, _P95),
         route_cv2=squared_variation(route_hist, _BOUNDS_S),
-        route_responses=route["count"],
-        route_bytes=_ratio(route["bytes"], route["count"]),
+        route_responses=route_count,
+        route_bytes=_ratio(pairs.sum_by_route(by_pair(window.rx_bytes)), route_count),
         route_age_s=age,
         place_latency_s=_ratio(place_sum, place_count),
         place_responses=place_count,
-        provider_rps=by_provider[0],
-        provider_latency_s=_ratio(by_provider[2], by_provider[3]),
+        provider_rps=provider_rps,
+        provider_latency_s=_ratio(provider_sum, provider_count),
         provider_p95_s=quantile_s(provider_hist, _BOUNDS_S, _P95),
         provider_cv2=squared_variation(provider_hist, _BOUNDS_S),
-        provider_responses=by_provider[3],
-        provider_errors=by_provider[5],
-        provider_attempts=by_provider[6],
-        provider_active=by_provider[7],
+        provider_responses=provider_count,
+        provider_errors=errors,
+        provider_attempts=attempts,
+        provider_active=active,
     )
 
 

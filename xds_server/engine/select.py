@@ -40,6 +40,7 @@ def select(
         reason = np.full(pairs.routes, HOLD_REASONS.index(HoldReason.OBSERVING))
     reason = _together(problem, evaluation, simulated, plan.shares, reason)
     held = reason > 0
+    settled = held & ~_POSTPONES[reason]
     move = np.where(held, MOVES.index(Move.HOLD), MOVES.index(plan.move))
     shares = np.where(held[pairs.route], proposed[0].shares, plan.shares)
     return Decision(
@@ -47,7 +48,9 @@ def select(
         move=move,
         reason=reason,
         shares=shares,
-        wanted=np.where((held & ~_POSTPONES[reason])[pairs.route], shares, plan.shares),
+        wanted=plan.shares
+        if not settled.any()
+        else np.where(settled[pairs.route], shares, plan.shares),
         chosen=forecast(problem, evaluation, shares),
         hold=hold,
         gain_ms=gains.net_ms,
@@ -66,13 +69,12 @@ def _together(
     Routes that share providers share their trouble: a thousand routes that gain half a per cent
     each, and hold for it, can leave a provider overloaded.
     """
-    pairs = problem.pairs
+    pairs, moved = problem.pairs, float(simulated.total_ms.min())
+    if not np.any(_POSTPONES[reason]):
+        return reason
     kept = np.where((reason > 0)[pairs.route], simulated.candidates.proposed[0].shares, plan)
-    held, moved = (
-        objective.total_ms(
-            pairs, shares, evaluation.demand_rps, evaluation.costs.total, evaluation.stations
-        )
-        for shares in (kept, plan)
+    held = objective.total_ms(
+        pairs, kept, evaluation.demand_rps, evaluation.costs.total, evaluation.stations
     )
     if held - moved <= TOGETHER_RATIO * abs(moved):
         return reason

@@ -202,25 +202,25 @@ def _pairs_before(
     if len(rows) == 0:
         return before
     provider = pairs.provider[rows]
-
-    def noted(old: Floats, new: Floats | float) -> Floats:
-        out = old.copy()
-        out[rows] = new
-        return out
-
+    rps = planned_rps(problem, evaluation, evaluation.shares_now)
     return replace(
         before,
-        most_share=noted(before.most_share, 0.0),
-        most_rps=noted(before.most_rps, 0.0),
-        shares=noted(before.shares, evaluation.shares_now[rows]),
-        log_service=noted(before.log_service, models.service.mean[provider]),
-        log_capacity=noted(before.log_capacity, models.capacity.mean[provider]),
-        error_ratio=noted(before.error_ratio, evaluation.error_ratio[provider]),
-        provider_rps=noted(
-            before.provider_rps, planned_rps(problem, evaluation, evaluation.shares_now)[provider]
-        ),
-        usd=noted(before.usd, evaluation.usd_per_request[rows]),
+        most_share=_noted(before.most_share, rows, 0.0),
+        most_rps=_noted(before.most_rps, rows, 0.0),
+        shares=_noted(before.shares, rows, evaluation.shares_now[rows]),
+        log_service=_noted(before.log_service, rows, models.service.mean[provider]),
+        log_capacity=_noted(before.log_capacity, rows, models.capacity.mean[provider]),
+        error_ratio=_noted(before.error_ratio, rows, evaluation.error_ratio[provider]),
+        provider_rps=_noted(before.provider_rps, rows, rps[provider]),
+        usd=_noted(before.usd, rows, evaluation.usd_per_request[rows]),
     )
+
+
+def _noted(before: Floats, rows: Ints, now: Floats | float) -> Floats:
+    """Return what was before, with some rows as they are now."""
+    noted = before.copy()
+    noted[rows] = now
+    return noted
 
 
 def _pairs_after(
@@ -231,13 +231,14 @@ def _pairs_after(
     moved: Bools,
 ) -> PairTrials:
     pairs, shares = problem.pairs, deployment.shares
-    rows = moved[pairs.route]
+    rows = np.flatnonzero(moved[pairs.route])
+    now = shares[rows]
     rps = planned_rps(problem, evaluation, shares)[pairs.provider]
     return replace(
         before,
-        most_share=np.where(rows, np.maximum(before.most_share, shares), before.most_share),
-        most_rps=np.maximum(before.most_rps, rps),
-        step=np.where(rows, shares - evaluation.shares_now, before.step),
+        most_share=_noted(before.most_share, rows, np.maximum(before.most_share[rows], now)),
+        most_rps=np.maximum(before.most_rps, rps, out=rps),
+        step=_noted(before.step, rows, now - evaluation.shares_now[rows]),
     )
 
 

@@ -146,9 +146,13 @@ class Bottlenecks:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What could be done; the first is always to hold."""
+    """What could be done; the first is always to hold.
+
+    All lie on the line from there through the second.
+    """
 
     proposed: tuple[Candidate, ...]
+    parts: tuple[float, ...]  # of the way from the first to the second that each goes
     price_ms: Floats  # (J,) at the optimum of this step
     floor: Floats  # (P,) least shares, before they are fitted into a route
     gap_ratio: float
