@@ -58,13 +58,20 @@ def encode(
 
     Raises InvalidWeightsError.
     """
-    keys, rows = parts.runtime.keys, []
+    keys, known, rows = parts.runtime.keys, None, []
     for wanted in asked.values():
-        if not isinstance(wanted, GroupWeights) or wanted.layout != keys:
+        if not isinstance(wanted, GroupWeights):
             break
+        # Groups share their layout, and two of them take long to compare.
+        if wanted.layout is not known:
+            if wanted.layout != keys:
+                break
+            known = wanted.layout
         rows.append(wanted.numbers)
-    if len(rows) == len(asked) and _sound(parts, np.array(rows)):
-        return _encoded(parts, np.array(rows), ttl_s, epoch, flags)
+    if rows and len(rows) == len(asked):
+        numbers = np.array(rows)
+        if _sound(parts, numbers):
+            return _encoded(parts, numbers, ttl_s, epoch, flags)
     tables = [_table(parts, wanted) for wanted in asked.values()]
     for group, table in zip(asked, tables, strict=True):
         _validate(parts, str(group), table)
@@ -118,17 +125,17 @@ def _encoded(
     parts: ApplicationResources, rows: Ints, ttl_s: float, epoch: int, flags: Flags
 ) -> list[Encoded]:
     """Encode (G, W) weights; the keys of a layer follow the routes and their providers."""
-    bodies = parts.runtime.switched(flags).fill(rows.astype(np.float64))
+    template = parts.runtime.switched(flags)
+    bodies = template.fill(rows.astype(np.float64))
+    # A body is its template and its numbers, and those are a tenth of the bytes.
+    frame = content_version(template.body).encode()
     # A client may have dropped what expired, so an epoch counts as part of the content.
+    versions = [
+        f"{content_version(frame + numbers.tobytes())}-{epoch}" for numbers in rows.astype("<i4")
+    ]
     return [
-        Encoded(
-            type_snapshot(
-                (Resource(RTDS, LAYER, f"{content_version(body)}-{epoch}", body, ttl_s),)
-            ),
-            parts,
-            numbers,
-        )
-        for body, numbers in zip(bodies, rows, strict=True)
+        Encoded(type_snapshot((Resource(RTDS, LAYER, version, body, ttl_s),)), parts, numbers)
+        for version, body, numbers in zip(versions, bodies, rows, strict=True)
     ]
 
 
