@@ -25,7 +25,7 @@ from xds_server.model.telemetry import ProviderLoad
 CV2_MAX = 20.0
 _CV2_SAMPLES = 2000.0
 """Responses after which a measured variation counts for more than what was believed."""
-_CHANCE_SIGMA = 2.5
+_CHANCE_SIGMA = 3.0
 CAPACITY_FLOOR = 0.07**2
 """Relative variance of a rate over a utilisation that no number of samples removes."""
 _LATE_ANSWERED, _LATE_WEIGHT = 0.3, 0.1
