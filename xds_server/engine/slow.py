@@ -24,7 +24,7 @@ from xds_server.model.ids import ProviderName, ServiceName
 from xds_server.model.slow import SlowDecision, SlowKind, SlowStatus
 from xds_server.model.topology import Mesh, Mode
 
-SLICE_PAIRS: Final = 30_000
+SLICE_PAIRS: Final = 25_000
 """Work beside one ordinary tick, in pairs that are settled one step further: about 20 ms. A step is
 not divided; what it took too much, the next slices have less."""
 
