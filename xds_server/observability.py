@@ -334,6 +334,11 @@ class Metrics:
         self.holds_total = d.counter(
             "holds_total", "Routes that kept their weights in a tick, by why.", ["reason"]
         )
+        self.foreseen_total = d.counter(
+            "foreseen_total",
+            "Moves that were shortened, or held, since their simulation was riskier than to hold.",
+            ["result"],
+        )
         self.reverts_total = d.counter(
             "reverts_total", "Routes that were put back, since their last move did harm."
         )

@@ -76,9 +76,25 @@ def _why(explanation: Row) -> Text:
         text.append(
             f"\nrunner-up: {_plan(option)}, gain {ms(option['gain_ms'])}: {option['lost_because']}"
         )
+    if explanation["outlook"]:
+        text.append(f"\n{_outlook(explanation['outlook'])}")
     if explanation["next_provider"]:
         text.append(f"\none more request belongs to {explanation['next_provider']}")
     return text
+
+
+def _outlook(outlook: Row) -> str:
+    """Say what the plan would be like over the next seconds, and what came of that."""
+    part = outlook["part"]
+    came = f"shortened to {percent(part)}: {_risk(outlook['made'])}" if part else "not made"
+    said = f"simulated: {_risk(outlook['plan'])}; to hold {_risk(outlook['hold'])}"
+    return said if part == 1.0 else f"{said}; {came}"
+
+
+def _risk(risk: Row) -> str:
+    said = f"{ms(risk['mean_ms'])} (worst tenth {ms(risk['worst_ms'])}"
+    breach = risk["breach_ratio"]
+    return said + (f", breaches its SLO in {percent(breach)})" if breach else ")")
 
 
 def _plan(option: Row) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from xds_server.core import latency, limits
 from xds_server.core.objective import PairCosts
 from xds_server.core.tables import Floats, Ints
+from xds_server.engine.foresee import outlook
 from xds_server.engine.gain import decided_gains, gain_terms, route_gains
 from xds_server.engine.loop import Tick
 from xds_server.engine.types import Problem
@@ -54,6 +55,7 @@ def explain(problem: Problem, last: Tick, route: RouteKey, mesh: Mesh) -> Explan
         next_provider=min(open_to, key=lambda t: t.marginal_ms).provider if open_to else None,
         terms=found,
         no_candidates=_no_candidates(mesh, problem, route),
+        outlook=None if MOVES[decision.move[r]] is Move.LAST_GOOD else outlook(last.foresight, r),
     )
 
 

@@ -1,10 +1,11 @@
-"""One tick: the seven stages, in order."""
+"""One tick: the seven stages, in order; what is chosen is tested before it is deployed."""
 
 from dataclasses import dataclass
 
 from xds_server.engine.bottlenecks import find_bottlenecks
 from xds_server.engine.deploy import Actuator, Deployment, deploy
 from xds_server.engine.evaluate import evaluate
+from xds_server.engine.foresee import Foresight, foresee
 from xds_server.engine.generate import generate
 from xds_server.engine.guard import survive
 from xds_server.engine.learn import Lesson, learn
@@ -30,6 +31,7 @@ class Tick:
     deployment: Deployment
     lesson: Lesson
     reverted: tuple[Reverted, ...] = ()
+    foresight: Foresight | None = None  # None: nothing was to move
 
 
 def tick(
@@ -53,6 +55,14 @@ def tick(
     decision = select(problem, evaluation, simulated, mode)
     decision = survive(
         problem, evaluation, decision, state.fragile, turn=round(now_s / settings.tick_s)
+    )
+    decision, foresight = foresee(
+        problem,
+        evaluation,
+        models,
+        candidates.proposed[0].shares,
+        decision,
+        tick_s=settings.tick_s,
     )
     decision, trials, reverted = review(
         problem,
@@ -84,4 +94,6 @@ def tick(
     state.fragile = decision.fragile
     state.trials = follow(problem, evaluation, models, deployment, trials, tick_s=settings.tick_s)
     state.remember(deployment, decision.wanted, lesson.models, lesson.last_good)
-    return Tick(evaluation, bottlenecks, simulated, decision, deployment, lesson, reverted)
+    return Tick(
+        evaluation, bottlenecks, simulated, decision, deployment, lesson, reverted, foresight
+    )

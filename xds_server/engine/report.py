@@ -122,6 +122,9 @@ def record_turn(metrics: Metrics, problem: Problem, turn: Turn) -> None:
     for move in decision.move:
         metrics.decisions_total.labels(MOVES[move].value).inc()
     metrics.fragile_ratio.set(float(decision.fragile.sum()) / max(len(decision.fragile), 1))
+    if (seen := turn.tick.foresight) is not None:
+        metrics.foreseen_total.labels("shortened").inc(seen.shortened)
+        metrics.foreseen_total.labels("held").inc(seen.held)
     metrics.reverts_total.inc(len(turn.tick.reverted))
     counted = {
         SlowKind.SUBSTITUTE: metrics.substitutions_total,

@@ -33,6 +33,7 @@ class HoldReason(StrEnum):
     OBSERVING = "mode observe measures only"
     FRAGILE = "would not survive the loss of its largest provider"
     FROZEN = "what gained was reverted, and is frozen"
+    RISKY = "simulated: riskier than to hold"
 
 
 @dataclass(frozen=True, slots=True)

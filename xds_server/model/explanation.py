@@ -86,6 +86,26 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
+class Risk:
+    """A route's response time over draws of what the models may be wrong by."""
+
+    mean_ms: float
+    worst_ms: float  # mean of the worst tenth of draws (CVaR10)
+    breach_ratio: float  # of draws in which the p95 is above the SLO
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the transient simulation saw for a route that was to move."""
+
+    part: float  # of the move that is made: 1 all of it, 0 none
+    hold: Risk  # if nobody moves
+    plan: Risk  # if all move as planned
+    made: Risk  # with the parts of their moves that they make
+    worse_ms: float  # what the worst tenth of draws costs more by the move as planned, to all
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a route has the weights that it has.
 
@@ -108,3 +128,4 @@ class Explanation:
     next_provider: ProviderName | None  # that one more request should go to
     terms: tuple[ProviderTerm, ...] = ()
     no_candidates: Mapping[ProviderName, str] = field(default_factory=dict)  # and what they lack
+    outlook: Outlook | None = None  # None: it was not to move
