@@ -19,8 +19,10 @@ def quantile_s(hist: Floats, bounds_s: Floats, q: float | Floats) -> Floats:
     (...) s; NaN where nothing was counted. A quantile above the last bound is given as
     that bound.
     """
-    # Buckets first: then each step of a sum is over whole rows of memory.
-    cumulative = np.cumsum(np.moveaxis(hist, -1, 0), axis=0)
+    # Buckets first, and added one by one: each step is over whole rows of memory.
+    cumulative = np.array(np.moveaxis(hist, -1, 0), order="C")
+    for b in range(1, len(cumulative)):
+        cumulative[b] += cumulative[b - 1]
     total = cumulative[-1]
     below = np.sum(cumulative < q * total, axis=0, dtype=np.uint16)
     bucket = np.minimum(below.astype(np.int64), len(bounds_s) - 1)

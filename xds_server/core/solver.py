@@ -36,6 +36,8 @@ GAP_RATIO = 2e-3
 """Relative duality gap at which iteration stops: well inside what models are worth."""
 SHARE_FLOOR = 0.02
 """A small share could hardly grow by a multiplicative step; it starts from here."""
+_BLOCK_PART = 0.5
+"""Part of the gap ratio at which a block is done: then two solutions differ by no more than it."""
 _CG_ITERATIONS = 6
 _CG_TOLERANCE = 0.05
 _SHORTEST_STEP = 2.0**-24
@@ -313,7 +315,7 @@ def _climb(field: _Field, gap_ratio: float) -> _Climbed:
     )
     rows, length, stuck = np.arange(blocks), np.ones(blocks), np.zeros(blocks, dtype=bool)
     for iteration in range(1, MAX_ITERATIONS + 1):
-        goes_on = (points.gap > gap_ratio * points.scale) & ~stuck
+        goes_on = (points.gap > _BLOCK_PART * gap_ratio * points.scale) & ~stuck
         if iteration == MAX_ITERATIONS or not goes_on.any():
             done.put(rows, points)
             break

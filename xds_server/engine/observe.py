@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array, csr_array
 
 from xds_server.core.histogram import quantile_s, squared_variation
 from xds_server.core.tables import Floats, Ints
@@ -26,8 +26,8 @@ class RowMap:
     starts: Ints  # (R',) where in ``own`` each route that has any rows begins, and
     heard: Ints  # (R',) which route that is
     to_pairs: csr_array  # (P, W)
-    to_routes: csr_array  # (R, W)
     to_providers: csr_array  # (J, W)
+    to_both: csc_array  # (R + J, W) by row of the window, so that each is read once for both
 
     def fits(self, problem: Problem, window: PairWindow) -> bool:
         """Whether this is the map of that window; windows share their index arrays."""
@@ -61,8 +61,17 @@ def map_rows(problem: Problem, window: PairWindow) -> RowMap:
         starts,
         heard,
         sums(pair[mine], mine, len(pairs.route)),
-        sums(route, mine, pairs.routes),
         sums(provider[known], known, pairs.providers),
+        csc_array(
+            (
+                np.ones(len(mine) + len(known)),
+                (
+                    np.concatenate([route, pairs.routes + provider[known]]),
+                    np.concatenate([mine, known]),
+                ),
+            ),
+            shape=(pairs.routes + pairs.providers, count),
+        ),
     )
 
 
@@ -96,8 +105,8 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
             window.active,
         )
     )
-    provider_hist = rows.to_providers @ window.latency_hist
-    route_hist = rows.to_routes @ window.latency_hist
+    hist = rows.to_both @ window.latency_hist
+    p95_s, cv2 = quantile_s(hist, _BOUNDS_S, _P95), squared_variation(hist, _BOUNDS_S)
     places = len(problem.place_provider)
     # An empty bincount is one of integers.
     place_count = np.bincount(problem.place, pair_count, places).astype(np.float64)
@@ -112,8 +121,8 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
         route_rps=route_rps,
         route_recent_rps=route_rps if recent is rps else pairs.sum_by_route(pair_recent),
         route_latency_s=_ratio(pairs.sum_by_route(pair_sum), route_count),
-        route_p95_s=quantile_s(route_hist, _BOUNDS_S, _P95),
-        route_cv2=squared_variation(route_hist, _BOUNDS_S),
+        route_p95_s=p95_s[: pairs.routes],
+        route_cv2=cv2[: pairs.routes],
         route_responses=route_count,
         route_bytes=_ratio(pairs.sum_by_route(by_pair(window.rx_bytes)), route_count),
         route_age_s=age,
@@ -121,8 +130,8 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
         place_responses=place_count,
         provider_rps=provider_rps,
         provider_latency_s=_ratio(provider_sum, provider_count),
-        provider_p95_s=quantile_s(provider_hist, _BOUNDS_S, _P95),
-        provider_cv2=squared_variation(provider_hist, _BOUNDS_S),
+        provider_p95_s=p95_s[pairs.routes :],
+        provider_cv2=cv2[pairs.routes :],
         provider_responses=provider_count,
         provider_errors=errors,
         provider_attempts=attempts,
