@@ -178,10 +178,8 @@ def _riskier(
     by as much as the move gains on average, or by as much as the gate allows it to be overrated.
     """
     hold, routes = here.world.hold, here.routes
-    breach = here.risks(shares, at_plan).breach_ratio
-    spared = np.maximum(
-        here.risks(hold, at_hold).breach_ratio, here.risks(hold, at_plan).breach_ratio
-    )
+    breach = here.breach_ratio(shares, at_plan)
+    spared = np.maximum(here.breach_ratio(hold, at_hold), here.breach_ratio(hold, at_plan))
     allowed_ms = part * np.maximum(decision.gain_ms, decision.doubt_ms)[routes]
     dearer = here.worse_ms(shares, at_hold, at_plan) > allowed_ms
     riskier: Bools = dearer | (breach > spared + BREACH_RATIO)

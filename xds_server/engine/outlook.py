@@ -61,6 +61,7 @@ class World:
     evaluation: Evaluation
     beliefs: Beliefs
     hold: Floats
+    demand_rps: Floats  # (P,) of each pair's route
     grid: Grid
 
 
@@ -108,12 +109,14 @@ def make_world(
 ) -> World:
     """Gather what is believed and how surely, at the present moment."""
     grid = Grid(tick_s / STEPS_PER_TICK, STEPS, DELAY_TICKS * STEPS_PER_TICK, WARM_S)
-    return World(problem, evaluation, _believe(problem, evaluation, models, hold), hold, grid)
+    demand_rps = evaluation.demand_rps[problem.pairs.route]
+    beliefs = _believe(problem, evaluation, models, demand_rps * hold)
+    return World(problem, evaluation, beliefs, hold, demand_rps, grid)
 
 
-def _believe(problem: Problem, evaluation: Evaluation, models: Models, hold: Floats) -> Beliefs:
+def _believe(problem: Problem, evaluation: Evaluation, models: Models, flow: Floats) -> Beliefs:
+    """Believe what the models do; ``flow`` (P,) is in requests/s, if all routes hold."""
     pairs, seen, stations = problem.pairs, evaluation.observation, evaluation.stations
-    flow = evaluation.demand_rps[pairs.route] * hold
     load = pairs.sum_by_provider(flow)
     used = np.maximum(load, 1e-9)
     variance = pairs.sum_by_provider(flow**2 * models.demand.variance[pairs.route])
@@ -141,7 +144,7 @@ def _believe(problem: Problem, evaluation: Evaluation, models: Models, hold: Flo
 def run(world: World, who: Ints, shares: Floats) -> Course:
     """Simulate the providers ``who`` (J',) where all routes have ``shares`` (P,)."""
     pairs, known = world.problem.pairs, world.beliefs
-    rps = pairs.sum_by_provider(world.evaluation.demand_rps[pairs.route] * shares)[who]
+    rps = pairs.sum_by_provider(world.demand_rps * shares)[who]
     of_service, of_capacity, of_load = _normals(pairs.providers)[:, who]
     factor = np.exp(known.load_sigma[who, None] * of_load)
     offered = rps[:, None] * factor
@@ -177,15 +180,20 @@ class View:
 
     def risks(self, shares: Floats, course: Course) -> Risks:
         """Risks (M,) of the routes with these ``shares`` (P,)."""
-        evaluation, mine = self.world.evaluation, shares[self.rows]
-        away = np.add.reduceat(mine * evaluation.rtt_s[self.rows], self.ends[:-1])[:, None]
-        times = self._by_route(mine, np.hstack([course.mean_s, course.p95_s])) + away
-        mean, p95 = np.split(times, 2, axis=1)
-        return Risks(
-            mean_s=mean.mean(axis=1),
-            worst_s=_worst(mean),
-            breach_ratio=(p95 > evaluation.slo_s[self.routes, None]).mean(axis=1),
-        )
+        mean = self._times_s(shares, course.mean_s)
+        return Risks(mean.mean(axis=1), _worst(mean), self.breach_ratio(shares, course))
+
+    def breach_ratio(self, shares: Floats, course: Course) -> Floats:
+        """(M,) part of the draws in which a route's p95 is above its SLO."""
+        slo_s = self.world.evaluation.slo_s[self.routes, None]
+        ratio: Floats = (self._times_s(shares, course.p95_s) > slo_s).mean(axis=1)
+        return ratio
+
+    def _times_s(self, shares: Floats, of_providers: Floats) -> Floats:
+        """(J', D) -> (M, D) response times, network included."""
+        mine = shares[self.rows]
+        away = self.sum(mine * self.world.evaluation.rtt_s[self.rows])[:, None]
+        return self._by_route(mine, of_providers) + away
 
     def worse_ms(self, shares: Floats, before: Course, after: Course) -> Floats:
         """(M,) by how much each route's move makes its worst tenth of draws dearer, ms-equivalent.
