@@ -184,3 +184,24 @@ def _sparse(pairs: Pairs, found: _Map, chosen: Ints) -> Sparse:
     routes, row_r = np.unique(pairs.route[mine], return_inverse=True)
     providers, row_p = np.unique(pairs.provider[mine], return_inverse=True)
     return Sparse(Pairs(row_r, row_p, len(routes), len(providers)), mine, routes, providers)
+
+
+@dataclass(frozen=True, slots=True)
+class Kin:
+    """Providers of the same block: the same routes may use them, so they do the same work."""
+
+    block: Ints  # (J,) number of the provider's block; -1 where no route may use it
+
+
+def kin_of(pairs: Pairs) -> Kin:
+    """Return it; found once for every ``Pairs`` and kept with it."""
+    found = pairs.kept.get(Kin)
+    if not isinstance(found, Kin):
+        block = np.full(pairs.providers, -1, dtype=np.int64)
+        if pairs.routes:
+            members = _map(pairs).providers
+            block[members.order[members.ends[0] :]] = np.repeat(
+                np.arange(len(members.counts)), members.counts
+            )
+        found = pairs.kept[Kin] = Kin(block)
+    return found

@@ -6,6 +6,8 @@ the others hardly: a provider that has been held at one load for an hour still k
 like at another (directional forgetting). Curves of a few exponents are fitted to the bins by
 weighted least squares in relative errors, averaged by their likelihood, and compared with the
 station by likelihood over the bins; a power curve has two parameters more, and pays for them.
+What a provider needs without load, which it may never be, is guessed from the quickest response
+of its kind: those that the same routes may use do the same work.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -44,7 +46,11 @@ MODEL_NOISE = 0.03**2
 """Relative variance of a measurement that no number of samples removes."""
 LEAST_COUNT = 5.0
 """Measurements without which no curve is drawn: queues that build up or drain are none."""
-_TOLD_APART = 1.15
+KIN_SIGMA = 0.15
+"""How far an idle provider's response time is from the quickest of its kind, relative."""
+_ASIDE = 1.1
+"""Loads nearer than this ratio may be the same."""
+_TOLD_APART = 1.05
 _LEAST_WEIGHT = 0.02
 _BIN_WEIGHT_MAX = 4.0 / MODEL_NOISE
 
@@ -91,6 +97,7 @@ def update(
     stations: Stations,
     known_capacity: Bools,
     eligible: Bools,
+    kin: Ints,
 ) -> PowerFits:
     """Take in one measurement per provider where there are samples, and fit again.
 
@@ -102,6 +109,7 @@ def update(
     stations : the other family's curves, as they are now
     known_capacity : (J,) whether the stations' is more than a guess
     eligible : (J,) whether the power family may be chosen; nothing is kept of the others
+    kin : (J,) providers of the same number do the same work; -1: with nobody
     """
     rows = np.flatnonzero(eligible)
     if len(rows) == 0:
@@ -116,6 +124,7 @@ def update(
         variance[rows],
         stations.rows(rows),
         known_capacity[rows],
+        kin[rows],
     )
     whole = {name: getattr(fits, name).copy() for name in columns}
     whole["chosen"][:] = False
@@ -132,6 +141,7 @@ def _update(
     variance: Floats,
     stations: Stations,
     known_capacity: Bools,
+    kin: Ints,
 ) -> PowerFits:
     seen = (samples > 0.0) & np.isfinite(observed_s) & (rps > 0.0)
     scale = np.where(np.isnan(fits.scale_rps) & seen, rps, fits.scale_rps)
@@ -144,7 +154,9 @@ def _update(
     bins = _stay(fits, rps, np.clip(where, 0, BINS - 1).astype(np.int64))
     noise = variance + MODEL_NOISE
     more = 1.0 / noise
-    changed = seen & _contradicted(fits, bins, observed_s, noise)
+    changed = seen & (
+        _contradicted(fits, bins, observed_s, noise) | _not_monotone(fits, rps, observed_s, noise)
+    )
     broken = np.abs(level) > LEVEL_BREAK
     kept = np.where(changed, CHANGED_KEPT, np.where(broken, BREAK_KEPT, IDLE_KEPT))[:, None]
     row = np.flatnonzero(seen)
@@ -159,7 +171,7 @@ def _update(
         new[row, hit] = hit_kept * table[row, hit] + (more * value)[row]
         tables.append(new)
     weight, load, time = tables
-    found = _fit(weight, load, time, x0)
+    found = _fit(weight, load, time, x0, _quickest_s(weight, time, kin))
     station = _misfit_of_stations(weight, load, time, stations)
     used = np.where(
         weight > _LEAST_WEIGHT * more[:, None], load / np.maximum(weight, 1e-12), np.nan
@@ -231,6 +243,24 @@ def _contradicted(fits: PowerFits, bins: Ints, observed_s: Floats, noise: Floats
     return changed
 
 
+def _not_monotone(fits: PowerFits, rps: Floats, observed_s: Floats, noise: Floats) -> Bools:
+    """(J,) whether the provider was slower at less load than now, or quicker at more.
+
+    Response times grow with load, whatever the curve: one that contradicts that has changed.
+    """
+    known = fits.weight > 0.0
+    weight = np.where(known, fits.weight, 1.0)
+    load, time = fits.load / weight, np.where(known, fits.time / weight, 1.0)
+    off = np.log(np.maximum(observed_s, 1e-9))[:, None] - np.log(time)
+    limit = np.maximum(
+        np.log(CHANGED_RATIO), CHANGED_SIGMA * np.sqrt(noise[:, None] + 1.0 / weight)
+    )
+    quicker = (load < rps[:, None] / _ASIDE) & (-off > limit)
+    slower = (load > rps[:, None] * _ASIDE) & (off > limit)
+    changed: Bools = np.logical_or.reduce(known & (quicker | slower), axis=1)
+    return changed
+
+
 @dataclass(frozen=True, slots=True)
 class _Fit:
     base_s: Floats  # (J,)
@@ -238,11 +268,34 @@ class _Fit:
     misfit: Floats  # (J,) weighted sum of squared relative errors, of the best
 
 
-def _fit(weight: Floats, load: Floats, time: Floats, x0: Floats) -> _Fit:
-    """Least squares over each provider's bins for every exponent, averaged by likelihood."""
+def _quickest_s(weight: Floats, time: Floats, kin: Ints) -> Floats:
+    """(J,) the quickest mean response time of any load of any provider of the same kind, s.
+
+    Where a provider was never without load, that is the best hint at what it needs without any.
+    NaN where nothing was measured.
+    """
+    sure = weight > _LEAST_WEIGHT / MODEL_NOISE
+    own = np.where(sure, time / np.maximum(weight, 1e-12), np.inf).min(axis=1)
+    best = np.full(int(kin.max(initial=-1)) + 1, np.inf)
+    together = kin >= 0
+    np.minimum.at(best, kin[together], own[together])
+    if together.any():
+        own = np.where(together, best[np.maximum(kin, 0)], own)
+    return np.where(np.isfinite(own), own, np.nan)
+
+
+def _fit(weight: Floats, load: Floats, time: Floats, x0: Floats, idle_s: Floats) -> _Fit:
+    """Least squares over each provider's bins for every exponent, averaged by likelihood.
+
+    ``idle_s`` (J,) counts as one more bin, without load, known to within ``KIN_SIGMA``.
+    """
+    t0 = np.where(np.isfinite(idle_s), idle_s, 1.0)[:, None]
+    w0 = np.where(np.isfinite(idle_s), 1.0 / KIN_SIGMA**2, 0.0)[:, None]
     x = load / np.maximum(weight, 1e-12) / x0[:, None]
     t = np.where(weight > 0.0, time / np.maximum(weight, 1e-12), 1.0)
-    w = np.minimum(weight, _BIN_WEIGHT_MAX) / t**2
+    x, t = np.hstack([x, np.zeros_like(t0)]), np.hstack([t, t0])
+    weight = np.hstack([np.minimum(weight, _BIN_WEIGHT_MAX), w0])
+    w = weight / t**2
     n1, t1 = w.sum(axis=1), (w * t).sum(axis=1)
     safe = np.maximum(n1, 1e-300)
     bases, rises, misfits = [], [], []
@@ -261,7 +314,9 @@ def _fit(weight: Floats, load: Floats, time: Floats, x0: Floats) -> _Fit:
         misfits.append((w * (base[:, None] + rise[:, None] * f - t) ** 2).sum(axis=1))
     misfit = np.stack(misfits, axis=1)
     best = misfit.min(axis=1)
-    likely = np.exp(-0.5 * (misfit - best[:, None]))
+    # Steep is likelier beforehand: what grows with load is a queue. Over a narrow range of loads
+    # all exponents fit alike, and their plain average would be too flat beyond it.
+    likely = np.array(EXPONENTS) * np.exp(-0.5 * (misfit - best[:, None]))
     likely /= likely.sum(axis=1, keepdims=True)
     return _Fit(
         (likely * np.stack(bases, axis=1)).sum(axis=1), likely * np.stack(rises, axis=1), best

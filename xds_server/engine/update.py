@@ -6,6 +6,7 @@ import numpy as np
 
 from xds_server.core import distance, estimate, latency, power
 from xds_server.core import stations as station_filter
+from xds_server.core.blocks import kin_of
 from xds_server.core.distance import Distances
 from xds_server.core.estimate import LogFilter
 from xds_server.core.latency import Stations
@@ -108,6 +109,7 @@ def update_models(
             curves,
             np.isfinite(capacity_rps),
             ~np.isfinite(heard.busy_ratio),
+            kin_of(problem.pairs).block,
         ),
         distances=distances,
     )
