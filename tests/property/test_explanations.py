@@ -12,7 +12,7 @@ from tests.scenario.world import Plane, Station
 from xds_server.core import limits, objective, solver
 from xds_server.core.tables import Pairs
 from xds_server.engine.explain import explain
-from xds_server.engine.gain import prices_between, route_gains
+from xds_server.engine.gain import decided_gains, prices_between, route_gains
 from xds_server.engine.why import OneRoute, ahead, one_route, optimum
 from xds_server.model.decision import MOVES, HoldReason, Move
 from xds_server.model.explanation import GAIN_TERMS
@@ -55,6 +55,36 @@ def test_the_terms_of_every_decision_add_up_to_the_gain_that_the_gate_used(
         )  # fmt: skip
         assert parts == pytest.approx(term.total_ms)
         assert term.total_ms + term.queueing_rent_ms == pytest.approx(term.marginal_ms)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seeds)
+def test_every_push_is_explained_by_terms_of_what_was_pushed(seed: int) -> None:
+    """Also where a move was shortened or taken back, a floor is fed, or a provider is left."""
+    world = plane(seed, 3)
+    rng = np.random.default_rng(seed)
+    moves = set()
+    for _ in range(25):
+        name = f"p{rng.integers(5)}"
+        if rng.random() < 0.2:
+            world.stations[name].service_s *= float(rng.choice([0.2, 5.0]))
+        if rng.random() < 0.1:
+            world.without = frozenset({name}) - world.without  # its endpoints come and go
+            world.enter(world.phase)
+        world.step()
+        last, problem = world.last, world.state.problem
+        assert last is not None
+        pushed = last.evaluation.shares_now - last.deployment.shares
+        if not pushed.any():
+            continue
+        moves.add(MOVES[last.decision.move[0]])
+        told = explain(problem, last, problem.routes[0], world.mesh)
+        gains = decided_gains(problem, last.evaluation, last.simulated, last.decision)
+        np.testing.assert_allclose(gains.change, pushed, atol=1e-9)
+        assert told.gain_ms == pytest.approx(float(last.decision.gain_ms[0]))
+        scale = sum(abs(v) for v in told.gain_terms.values())
+        assert abs(sum(told.gain_terms.values()) - told.gain_ms) <= 1e-9 * scale
+    assert Move.HOLD not in moves
 
 
 @settings(max_examples=20, deadline=None)

@@ -73,7 +73,7 @@ def _options(problem: Problem, last: Tick, r: int, gain_ms: float) -> tuple[Opti
     proposed = last.simulated.candidates.proposed
     best = int(totals.argmin())
     move, before = MOVES[decision.move[r]], evaluation.shares_now
-    chosen = {Move.HOLD: 0, Move.LAST_GOOD: -1}.get(move, best)
+    chosen = {Move.HOLD: 0, Move.REQUIRED: 0, Move.LAST_GOOD: -1}.get(move, best)
     options = []
     if move is Move.LAST_GOOD:
         back = float(limits.moved_ratio(problem.pairs, before, decision.shares)[r])

@@ -11,12 +11,12 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from xds_server.core import latency, limits
+from xds_server.core import latency
 from xds_server.core.latency import Stations
 from xds_server.core.objective import PairCosts
-from xds_server.core.tables import Floats, Ints
+from xds_server.core.tables import Bools, Floats, Ints
 from xds_server.engine.types import Evaluation, Problem, Simulated
-from xds_server.model.decision import MOVES, Candidate, Decision, Move
+from xds_server.model.decision import HOLD_REASONS, MOVES, Candidate, Decision, HoldReason, Move
 
 SWITCH_RATIO = 0.01
 """What moving all of a route's traffic costs, as a share of its objective."""
@@ -25,6 +25,7 @@ GAIN_Z = 1.28
 TURN_RATIO, TURN_SWITCH = 2.0, 3.0
 """Factors on the doubt and on the cost of a move against the one before."""
 _UNMOVED_RATIO = 1e-6
+_SAME_SHARE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,19 @@ def route_gains(
         pairs.sum_by_provider(demand * now),
         pairs.sum_by_provider(demand * plan.shares),
     )
-    price = prices.total_ms
+    return _priced(problem, evaluation, simulated, plan, prices, change)
+
+
+def _priced(
+    problem: Problem,
+    evaluation: Evaluation,
+    simulated: Simulated,
+    plan: Candidate,
+    prices: Prices,
+    change: Floats,
+) -> Gains:
+    """Gain, cost and doubt of ``change`` (P,) at those prices."""
+    pairs, price = problem.pairs, prices.total_ms
     # What turns back says that the step before was wrong: that takes more to believe.
     turns_back = pairs.sum_by_route(change * evaluation.last_step) > 0.0
     # What a provider really costs is known to within its model's error; so is the gain.
@@ -98,25 +111,54 @@ def route_gains(
 def decided_gains(
     problem: Problem, evaluation: Evaluation, simulated: Simulated, decision: Decision
 ) -> Gains:
-    """Price what was decided: as the gate did, and at its prices the ways back of reverted routes.
+    """Price what was decided: as the gate did, and at its prices whatever became something else.
 
-    A way back is taken for what was observed, against the models: its gain may be negative.
+    That is moves that were shortened, floors that are fed, masked providers that are left, and the
+    ways back of reverted routes. The latter are taken for what was observed, against the models:
+    their gain may be negative, as may that of what is required.
     """
     gains = route_gains(problem, evaluation, simulated)
-    back = decision.move == MOVES.index(Move.LAST_GOOD)
-    if not back.any():
+    other = _otherwise(problem, evaluation, gains.plan.shares, decision)
+    if not other.any():
         return gains
-    pairs, now = problem.pairs, evaluation.shares_now
-    change = np.where(back[pairs.route], now - decision.shares, gains.change)
-    price = evaluation.costs.total + gains.prices.total_ms[pairs.provider]
-    scale = np.maximum(np.abs(simulated.hold.cost_ms), 1e-9)
-    switch = SWITCH_RATIO * scale * limits.moved_ratio(pairs, now, now - change)
+    pairs = problem.pairs
+    pushed = evaluation.shares_now - decision.shares
+    change = np.where(other[pairs.route], pushed, gains.change)
+    return _priced(problem, evaluation, simulated, gains.plan, gains.prices, change)
+
+
+def account(
+    problem: Problem, evaluation: Evaluation, simulated: Simulated, decision: Decision
+) -> Decision:
+    """Say of every route what it does in the end, and what that gains.
+
+    After the gate, moves are shortened or taken back; and what is required is done by routes that
+    hold. Where nothing is pushed, the gain stays that of the plan that was not worth it.
+    """
+    pushed = problem.pairs.any_by_route(decision.shares != evaluation.shares_now)
+    required = pushed & (decision.move == MOVES.index(Move.HOLD))
+    required &= decision.reason != HOLD_REASONS.index(HoldReason.OBSERVING)
+    if required.any():
+        move = np.where(required, MOVES.index(Move.REQUIRED), decision.move)
+        decision = replace(decision, move=move)
+    plan = best_plan(simulated).shares
+    other = _otherwise(problem, evaluation, plan, decision)
+    if not other.any():
+        return decision
+    gains = decided_gains(problem, evaluation, simulated, decision)
     return replace(
-        gains,
-        change=change,
-        gross_ms=np.where(back, pairs.sum_by_route(change * price), gains.gross_ms),
-        switch_ms=np.where(back, switch, gains.switch_ms),
+        decision,
+        gain_ms=np.where(other, gains.net_ms, decision.gain_ms),
+        doubt_ms=np.where(other, gains.doubt_ms, decision.doubt_ms),
     )
+
+
+def _otherwise(problem: Problem, evaluation: Evaluation, plan: Floats, decision: Decision) -> Bools:
+    """(R,) routes that do something, but not what the plan (P,) said."""
+    pairs, shares = problem.pairs, decision.shares
+    differs = pairs.any_by_route(np.abs(shares - plan) > _SAME_SHARE)
+    other: Bools = differs & (decision.move != MOVES.index(Move.HOLD))
+    return other
 
 
 def prices_between(stations: Stations, before_rps: Floats, after_rps: Floats) -> Prices:

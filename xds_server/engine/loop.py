@@ -6,6 +6,7 @@ from xds_server.engine.bottlenecks import find_bottlenecks
 from xds_server.engine.deploy import Actuator, Deployment, deploy
 from xds_server.engine.evaluate import evaluate
 from xds_server.engine.foresee import Foresight, foresee
+from xds_server.engine.gain import account
 from xds_server.engine.generate import generate
 from xds_server.engine.guard import survive
 from xds_server.engine.learn import Lesson, learn
@@ -73,6 +74,7 @@ def tick(
         max_shift_ratio=settings.max_shift_ratio,
         tick_s=settings.tick_s,
     )
+    decision = account(problem, evaluation, simulated, decision)
     deployment = deploy(
         problem,
         decision,

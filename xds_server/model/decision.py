@@ -18,10 +18,11 @@ class Move(StrEnum):
     HOLD = "hold"
     REWEIGHT = "reweight"
     LAST_GOOD = "last_good"
+    REQUIRED = "required"  # whatever it gains: floors are fed, and who is masked is left
 
 
 class HoldReason(StrEnum):
-    """Why a route keeps the weights that it has."""
+    """Why a route keeps the weights that it has, but for what is required."""
 
     NONE = ""
     NO_TELEMETRY = "no telemetry"
