@@ -4,6 +4,10 @@
 bottlenecks, generate, simulate, select, deploy, learn) over a synthetic mesh, with the real
 publisher that encodes what changed. Beside it the floor in the same run: six bare passes of
 softmax and bincount over the same arrays, what six iterations of any such solver must do.
+``stages_ms`` is the median of each stage, and of the dear parts within.
+
+Garbage is collected as a server has it (``xds_server.app.collector``), which leaves out for good
+what exists when it starts: here, when the mesh is built and its first ticks are over.
 """
 
 import argparse
@@ -11,15 +15,18 @@ import gc
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from xds_server.app import collector
 from xds_server.cache.publisher import Publisher
 from xds_server.core import latency, solver
 from xds_server.core.latency import Stations
 from xds_server.core.tables import Floats
+from xds_server.engine import evaluate, loop
 from xds_server.engine.loop import Tick, tick
 from xds_server.engine.problem import build_problem
 from xds_server.engine.state import EngineState, initial_state
@@ -51,6 +58,25 @@ CALLS = 10
 """Services that one application calls, and so routes of one group."""
 REGIONS = 4
 LOAD_RATIO = 0.6
+STAGES: tuple[tuple[object, str], ...] = (
+    (loop, "evaluate"),
+    (evaluate, "observe"),
+    (evaluate, "update_models"),
+    (loop, "find_bottlenecks"),
+    (loop, "generate"),
+    (solver, "solve"),
+    (loop, "simulate"),
+    (loop, "select"),
+    (loop, "survive"),
+    (loop, "foresee"),
+    (loop, "review"),
+    (loop, "account"),
+    (loop, "deploy"),
+    (Publisher, "publish"),
+    (loop, "learn"),
+    (loop, "follow"),
+)
+"""What is timed, by where it is called from; parts come after what they are part of."""
 _BOUNDS_S = np.array(LATENCY_BUCKETS_MS) / 1e3
 
 
@@ -79,11 +105,15 @@ def measure(routes: int, providers: int, ticks: int = TICKS) -> dict[str, object
     world = World(routes, providers)
     for _ in range(3):  # the first are cold: models start, maps are made
         world.tick()
+    gc.collect()
+    collector.tune()
     floors, times, found = [], [], []
-    for _ in range(ticks):
-        world.drift()
-        floors.append(timed_ms(world.floor))
-        times.append(timed_ms(lambda: found.append(world.tick())))
+    with timed_stages() as stages:
+        for _ in range(ticks):
+            world.drift()
+            floors.append(timed_ms(world.floor))
+            times.append(timed_ms(lambda: found.append(world.tick())))
+    gc.unfreeze()  # a curve measures several meshes
     p50, p99 = np.percentile(times, [50, 99])
     floor = float(np.median(floors))
     return {
@@ -95,6 +125,7 @@ def measure(routes: int, providers: int, ticks: int = TICKS) -> dict[str, object
         "gap_ratio": float(f"{max(t.decision.gap_ratio for t in found):.2e}"),
         "iterations": round(float(np.mean([t.decision.iterations for t in found])), 1),
         "routes_moved": round(float(np.mean([moved(t) for t in found])), 1),
+        "stages_ms": {name: round(float(np.median(ms)), 2) for name, ms in stages.items()},
     }
 
 
@@ -107,6 +138,31 @@ def curve_point(pairs: int) -> float:
     """p50 of a tick over that many pairs, ms."""
     found = measure(pairs // PER_ROUTE, max(20, pairs // 100), ticks=7)
     return float(str(found["p50_ms"]))
+
+
+@contextmanager
+def timed_stages() -> Iterator[dict[str, list[float]]]:
+    """Note how long each stage takes, tick by tick, as long as the context lasts."""
+    times: dict[str, list[float]] = {name: [] for _, name in STAGES}
+    plain = [getattr(where, name) for where, name in STAGES]
+
+    def timed(stage: Callable[..., object], taken: list[float]) -> Callable[..., object]:
+        def run(*args: object, **options: object) -> object:
+            begun = time.perf_counter()
+            try:
+                return stage(*args, **options)
+            finally:
+                taken.append(1e3 * (time.perf_counter() - begun))
+
+        return run
+
+    for (where, name), stage in zip(STAGES, plain, strict=True):
+        setattr(where, name, timed(stage, times[name]))
+    try:
+        yield times
+    finally:
+        for (where, name), stage in zip(STAGES, plain, strict=True):
+            setattr(where, name, stage)
 
 
 def timed_ms(call: Callable[[], object]) -> float:
