@@ -23,6 +23,8 @@ LEAST_SAMPLES = 1.0
 PLACE_SIGMA_S = 0.003
 """How far a place is from its link, as a standard deviation."""
 _FIRST_VARIANCE_S2 = 1.0
+_LONGEST_S = 1e9
+"""No response takes so long; stands for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,42 +71,57 @@ def update(
     """
     if len(provider) == 0:
         return before
+    # Places are many, and which of them were seen is as good as random: masks are factors here,
+    # since to choose by them (``where``) takes several times as long.
     seen = (samples >= LEAST_SAMPLES) & np.isfinite(latency_s)
-    latency = np.where(seen, latency_s, 0.0)
+    latency = np.fmin(np.fmax(latency_s, 0.0), _LONGEST_S)
 
-    def total(values: Floats) -> Floats:
+    def total(values: Floats | Bools) -> Floats:
         summed: Floats = np.bincount(provider, values, providers).astype(np.float64, copy=False)
         return summed
 
-    at_home = total((seen & home).astype(np.float64)) > 0.0
-    reference = seen & (home | ~at_home[provider])
-    weight = np.where(reference, samples, 0.0)
+    at_home = total(seen & home) > 0.0
+    away = ~at_home[provider]
+    weight = samples * (seen & (home | away))
     count = total(weight)
     near = total(weight * (latency - before.rtt_s)) / np.maximum(count, 1.0)
-    several = total(seen.astype(np.float64)) > 1.0
-    usable = seen & several[provider] & (count > 0.0)[provider] & ~(home & at_home[provider])
-    difference = latency - near[provider]
+    comparable = (total(seen) > 1.0) & (count > 0.0)
+    usable = seen & comparable[provider] & (away | ~home)
+    here = near[provider]
     # By what is expected, not by what was seen: slow samples must not weigh less for being slow.
-    expected = near[provider] + before.rtt_s
-    noise = cv2 * (
-        expected**2 / np.maximum(samples, 1.0) + (near**2 / np.maximum(count, 1.0))[provider]
-    )
-    noise = np.maximum(noise, 1e-12)
-    variance = np.minimum(before.variance_s2 + DRIFT_S2_PER_S * elapsed_s, _FIRST_VARIANCE_S2)
-    gain = np.where(usable, variance / (variance + noise), 0.0)
-    own = np.maximum(before.own_s + gain * (difference - before.own_s), 0.0)
-    variance = (1.0 - gain) * variance
+    noise = here + before.rtt_s
+    noise *= noise
+    noise /= np.maximum(samples, 1.0)
+    noise += (near**2 / np.maximum(count, 1.0))[provider]
+    noise *= cv2
+    np.maximum(noise, 1e-12, out=noise)
+    difference = np.subtract(latency, here, out=latency)
+    variance = before.variance_s2 + DRIFT_S2_PER_S * elapsed_s
+    np.minimum(variance, _FIRST_VARIANCE_S2, out=variance)
+    gain = variance / (variance + noise)
+    gain *= usable
+    own = difference - before.own_s
+    own *= gain
+    own += before.own_s
+    np.maximum(own, 0.0, out=own)
+    variance *= np.subtract(1.0, gain, out=gain)
     link_s, link_variance = _links(before, link, usable, difference, noise, elapsed_s)
     # Its own word and its link's, each by what it is worth.
-    prior = PLACE_SIGMA_S**2 + link_variance[link]
-    trust = prior / (prior + variance)
-    rtt = np.maximum(link_s[link] + trust * (own - link_s[link]), 0.0)
-    rtt = np.where(home, 0.0, rtt)
+    trust = (PLACE_SIGMA_S**2 + link_variance)[link]
+    trust /= trust + variance
+    by_link = link_s[link]
+    rtt = own - by_link
+    rtt *= trust
+    rtt += by_link
+    np.maximum(rtt, 0.0, out=rtt)
+    rtt *= ~home
     # Without a home the nearest is the zero that all others are measured from.
-    least = np.full(providers, np.inf)
-    np.minimum.at(least, provider, np.where(usable | home, rtt, np.inf))
-    least = np.where(np.isfinite(least), least, 0.0)
-    return Distances(np.maximum(rtt - least[provider], 0.0), own, variance, link_s, link_variance)
+    least = np.full(providers, _LONGEST_S)
+    np.minimum.at(least, provider, np.maximum(rtt, _LONGEST_S * ~(usable | home)))
+    least *= least < _LONGEST_S
+    rtt -= least[provider]
+    np.maximum(rtt, 0.0, out=rtt)
+    return Distances(rtt, own, variance, link_s, link_variance)
 
 
 def _links(
@@ -117,9 +134,9 @@ def _links(
 ) -> tuple[Floats, Floats]:
     """Mean and variance of each link, with this tick's places taken in."""
     count = len(before.link_s)
-    weight = np.where(usable, 1.0 / (noise + PLACE_SIGMA_S**2), 0.0)
+    weight = usable / (noise + PLACE_SIGMA_S**2)
     total = np.bincount(link, weight, count)
-    summed = np.bincount(link, weight * np.where(usable, difference, 0.0), count)
+    summed = np.bincount(link, weight * difference, count)
     mean = summed / np.maximum(total, 1e-12)
     variance = np.minimum(before.link_variance_s2 + DRIFT_S2_PER_S * elapsed_s, _FIRST_VARIANCE_S2)
     gain = np.where(total > 0.0, variance / (variance + 1.0 / np.maximum(total, 1e-12)), 0.0)

@@ -73,13 +73,20 @@ def error_ms(error_ratio: Floats, failure_ms: Floats) -> Floats:
 def slo_ms(p95_s: Floats, slo_s: Floats) -> Floats:
     """Softplus penalty on a predicted p95; 0 where ``slo_s`` is inf (no objective)."""
     asked = np.isfinite(slo_s)
-    bounded = slo_s if asked.all() else np.where(asked, slo_s, 1.0)
+    every = bool(asked.all())
+    bounded = slo_s if every else np.where(asked, slo_s, 1.0)
     knee = SLO_KNEE_RATIO * bounded
-    excess = np.minimum((p95_s - bounded) / knee, 1e4)
+    excess = p95_s - bounded
+    excess /= knee
+    np.minimum(excess, 1e4, out=excess)
     # The logarithm of 1 + e^x, which numpy's own takes five times as long for.
-    soft = np.log1p(np.exp(-np.abs(excess))) + np.maximum(excess, 0.0)
-    penalty: Floats = (SLO_SLOPE * 1e3) * knee * soft * asked
-    return penalty
+    soft = np.abs(excess)
+    np.negative(soft, out=soft)
+    np.log1p(np.exp(soft, out=soft), out=soft)
+    soft += np.maximum(excess, 0.0, out=excess)
+    knee *= SLO_SLOPE * 1e3
+    soft *= knee
+    return soft if every else soft * asked
 
 
 def total_ms(
@@ -94,9 +101,9 @@ def cost_and_loads(
     pairs: Pairs, shares: Floats, demand_rps: Floats, fixed_ms: Floats
 ) -> tuple[float, Floats]:
     """Sum of d <C, w>, and (J,) the loads: both are linear in the shares."""
-    flow = demand_rps[pairs.route] * shares
+    (cost_ms,) = pairs.weigh_by_route(shares, fixed_ms)
     # A sum, not a dot product, which would wake BLAS's threads for nothing.
-    return float(np.einsum("p,p->", flow, fixed_ms)), pairs.sum_by_provider(flow)
+    return float(np.einsum("r,r->", demand_rps, cost_ms)), pairs.loads(shares, demand_rps)
 
 
 def queueing_ms(stations: Stations, rps: Floats) -> float:

@@ -58,12 +58,35 @@ class Pairs:
 
     def matrix(self, values: Floats) -> csr_array:
         """(P,) -> (R, J), sparse: pairs are in its order already."""
-        places = self.kept.get(csr_array)
-        if not isinstance(places, tuple):
-            ends = np.append(self.starts, len(self.route)).astype(np.int32)
-            # In the type that products want, or else each would convert them.
-            places = self.kept[csr_array] = (self.provider.astype(np.int32), ends)
-        return csr_array((values, *places), shape=(self.routes, self.providers), copy=False)
+        rows = self._rows()
+        shape = (self.routes, self.providers)
+        return csr_array((values, rows.provider, rows.ends), shape=shape, copy=False)
+
+    def _rows(self) -> "_Rows":
+        """Return what matrices of these pairs have in common."""
+        found = self.kept.get(_Rows)
+        if not isinstance(found, _Rows):
+            count = len(self.route)
+            ends = np.append(self.starts, count).astype(np.int32)
+            itself = np.arange(count, dtype=np.int32)
+            found = self.kept[_Rows] = _Rows(self.provider.astype(np.int32), itself, ends)
+        return found
+
+    def weigh_by_route(self, weights: Floats, *columns: Floats) -> list[Floats]:
+        """For each (P,) column the (R,) sums of ``weights`` (P,) times it, in one pass each."""
+        if self.routes == 0:
+            return [np.empty(0) for _ in columns]
+        pairs = len(self.route)
+        rows = self._rows()
+        matrix = csr_array((weights, rows.itself, rows.ends), shape=(self.routes, pairs))
+        return [matrix @ column for column in columns]
+
+    def loads(self, shares: Floats, demand_rps: Floats) -> Floats:
+        """(J,) what providers get of the demand (R,) of routes with these shares (P,)."""
+        if self.routes == 0:
+            return np.zeros(self.providers)
+        total: Floats = self.matrix(shares).T @ demand_rps
+        return total
 
     def sum_by_provider(self, values: Floats) -> Floats:
         """(P,) -> (J,)."""
@@ -85,3 +108,12 @@ class Pairs:
             return np.empty(0)
         highest: Floats = np.maximum.reduceat(values, self.starts)
         return highest
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Pairs as rows of a matrix, in the type that products want, or else each would convert it."""
+
+    provider: NDArray[np.int32]  # (P,)
+    itself: NDArray[np.int32]  # (P,) each pair's own row
+    ends: NDArray[np.int32]  # (R + 1,)

@@ -14,7 +14,7 @@ _NOTABLE_SHARE = 0.01
 def find_bottlenecks(problem: Problem, evaluation: Evaluation) -> Bottlenecks:
     """Sort providers by congestion rent x (p - T): what queueing there costs per second."""
     pairs = problem.pairs
-    rps = pairs.sum_by_provider(evaluation.demand_rps[pairs.route] * evaluation.shares_now)
+    rps = pairs.loads(evaluation.shares_now, evaluation.demand_rps)
     mean, marginal, _ = latency.mean_and_marginal_s(evaluation.stations, rps)
     rent = 1e3 * rps * (marginal - mean)
     busy = latency.utilisation_ratio(evaluation.stations, rps)

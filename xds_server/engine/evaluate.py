@@ -7,7 +7,7 @@ import numpy as np
 from xds_server.core import latency, objective
 from xds_server.core.latency import Stations
 from xds_server.core.objective import PairCosts
-from xds_server.core.tables import Bools, Floats
+from xds_server.core.tables import Bools, Floats, Ints
 from xds_server.engine.models import Models, stations
 from xds_server.engine.observe import map_rows, observe
 from xds_server.engine.state import EngineState
@@ -53,11 +53,12 @@ def evaluate(
     bytes_per_request = np.nan_to_num(seen.route_bytes, nan=0.0)[problem.pairs.route]
     egress_usd = problem.egress_usd_per_byte * bytes_per_request
     usd = price_usd[problem.pairs.provider] + egress_usd
-    spend = demand * problem.pairs.sum_by_route(state.shares * usd) * 3600.0
+    (usd_by_route,) = problem.pairs.weigh_by_route(state.shares, usd)
+    spend = demand * usd_by_route * 3600.0
     budget = _blend(problem, blend, "budget_usd_per_h")
     pressure = _budget_pressure(models.budget_pressure, spend, budget)
     models = replace(models, budget_pressure=pressure)
-    planned_rps = problem.pairs.sum_by_provider(demand[problem.pairs.route] * state.shares)
+    planned_rps = problem.pairs.loads(state.shares, demand)
     slo_s = _blend(problem, blend, "slo_s")
     rtt_s = models.distances.rtt_s[problem.place]
     planned = _Planned(planned_rps, *latency.mean_and_p95_s(curves, planned_rps))
@@ -129,7 +130,8 @@ def _tau_ms(state: EngineState, models: Models, planned: _Planned, rtt_s: Floats
     pairs, shares = problem.pairs, state.shares
     # Relative variance of the models behind each route's traffic.
     at_providers_s, variance = pairs.sums_by_route(shares, planned.mean_s, models.service.variance)
-    mean_ms = 1e3 * (at_providers_s + pairs.sum_by_route(shares * rtt_s))
+    (away_s,) = pairs.weigh_by_route(shares, rtt_s)
+    mean_ms = 1e3 * (at_providers_s + away_s)
     uncertainty = models.calibration * np.sqrt(variance)
     tau: Floats = TAU_RATIO * np.maximum(mean_ms, 0.1) * (1.0 + uncertainty)
     return tau
@@ -205,7 +207,8 @@ def _costs(
     idle_s, baseline_usd = pairs.sums_by_route(
         problem.baseline_shares, curves.idle_s, problem.declared_usd
     )
-    baseline_ms = 1e3 * (idle_s + pairs.sum_by_route(problem.baseline_shares * rtt_s))
+    (away_s,) = pairs.weigh_by_route(problem.baseline_shares, rtt_s)
+    baseline_ms = 1e3 * (idle_s + away_s)
     rate = models.budget_pressure * objective.exchange_ms_per_usd(
         _blend(problem, blend, "performance_weight"),
         _blend(problem, blend, "cost_weight"),
@@ -213,14 +216,26 @@ def _costs(
         baseline_usd,
     )
     p95 = planned.p95_s[provider] + rtt_s
+    ms_per_usd = rate[route]
+    # Each failed attempt costs the route's timeout; how many there are is the provider's.
+    retries = objective.error_ms(models.errors.ratio, np.ones(pairs.providers))
+    outside = _blend(problem, blend, "unpreferred")
     return PairCosts(
         distance=1e3 * rtt_s,
-        backlog=1e3 * backlog_s[provider],
-        error=objective.error_ms(models.errors.ratio[provider], problem.failure_ms[route]),
-        price=rate[route] * price_usd[provider],
-        egress=rate[route] * egress_usd,
-        geography=objective.PREFER_RATIO
-        * baseline_ms[route]
-        * _blend(problem, blend, "unpreferred"),
+        backlog=_spread(1e3 * backlog_s, provider),
+        error=problem.failure_ms[route] * _spread(retries, provider),
+        price=ms_per_usd * price_usd[provider],
+        egress=ms_per_usd * egress_usd,
+        geography=(objective.PREFER_RATIO * baseline_ms)[route] * outside
+        if outside.any()
+        else outside,
         slo=objective.slo_ms(p95, slo_s[route]),
     )
+
+
+def _spread(of_provider: Floats, provider: Ints) -> Floats:
+    """(J,) -> (P,); nothing is looked up where all are alike, as backlogs and errors mostly are."""
+    first = of_provider[:1]
+    if (of_provider == first).all():
+        return np.full(len(provider), first[0] if len(first) else 0.0)
+    return of_provider[provider]

@@ -109,8 +109,10 @@ def observe(problem: Problem, window: PairWindow, rows: RowMap) -> Observation:
     p95_s, cv2 = quantile_s(hist, _BOUNDS_S, _P95), squared_variation(hist, _BOUNDS_S)
     places = len(problem.place_provider)
     # An empty bincount is one of integers.
-    place_count = np.bincount(problem.place, pair_count, places).astype(np.float64)
-    place_sum = np.bincount(problem.place, pair_sum, places).astype(np.float64)
+    place_count, place_sum = (
+        np.bincount(problem.place, values, places).astype(np.float64, copy=False)
+        for values in (pair_count, pair_sum)
+    )
     age = np.full(pairs.routes, np.inf)
     if len(rows.heard):
         ages = window.age_s if rows.own is None else window.age_s[rows.own]
@@ -164,4 +166,6 @@ def _rows(problem: Problem, window: PairWindow) -> tuple[Ints, Ints]:
 
 
 def _ratio(total: Floats, count: Floats) -> Floats:
-    return np.where(count > 0.0, total / np.maximum(count, 1e-12), np.nan)
+    """Mean; NaN where nothing was counted, since 0 / 0 is: that takes less than to choose."""
+    with np.errstate(invalid="ignore"):
+        return total / (count / (count > 0.0))

@@ -34,13 +34,14 @@ def simulate(problem: Problem, evaluation: Evaluation, candidates: Candidates) -
 def forecast(problem: Problem, evaluation: Evaluation, shares: Floats) -> Forecast:
     """Expected latency, cost and objective of one plan, per route and in total."""
     pairs, demand = problem.pairs, evaluation.demand_rps
-    rps = pairs.sum_by_provider(demand[pairs.route] * shares)
-    mean, p95 = latency.mean_and_p95_s(evaluation.stations, rps)
+    mean, p95 = latency.mean_and_p95_s(evaluation.stations, pairs.loads(shares, demand))
     mean_s, p95_s = pairs.sums_by_route(shares, mean, p95)
-    away_s = pairs.sum_by_route(shares * evaluation.rtt_s)
+    away_s, fixed_ms, usd = pairs.weigh_by_route(
+        shares, evaluation.rtt_s, evaluation.costs.total, evaluation.usd_per_request
+    )
     latency_s = mean_s + away_s
     # Distance is part of the costs, and of the latency.
-    cost_ms = pairs.sum_by_route(shares * evaluation.costs.total) + 1e3 * mean_s
+    cost_ms = fixed_ms + 1e3 * mean_s
     each = mean[pairs.provider]
     each += evaluation.rtt_s
     each *= shares
@@ -52,7 +53,7 @@ def forecast(problem: Problem, evaluation: Evaluation, shares: Floats) -> Foreca
         # A mixture's quantile lies below its largest part's; the share-weighted mean of
         # the parts' quantiles is what the objective's linearisation uses.
         latency_p95_s=p95_s + away_s,
-        usd_per_million=1e6 * pairs.sum_by_route(shares * evaluation.usd_per_request),
+        usd_per_million=1e6 * usd,
         sigma_s=evaluation.calibration * np.sqrt(spread + (0.03 * latency_s) ** 2),
         total=float(np.sum(demand * cost_ms)),
     )

@@ -244,5 +244,4 @@ def _pairs_after(
 
 def planned_rps(problem: Problem, evaluation: Evaluation, shares: Floats) -> Floats:
     """(J,) load that the shares give at today's demand."""
-    pairs = problem.pairs
-    return pairs.sum_by_provider(evaluation.demand_rps[pairs.route] * shares)
+    return problem.pairs.loads(shares, evaluation.demand_rps)
