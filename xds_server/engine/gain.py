@@ -69,15 +69,18 @@ def route_gains(
 ) -> Gains:
     """Price a plan, by default the best one, route by route."""
     plan = plan or best_plan(simulated)
-    pairs, now = problem.pairs, evaluation.shares_now
-    demand = evaluation.demand_rps[pairs.route]
-    change = now - plan.shares
-    prices = prices_between(
+    change = evaluation.shares_now - plan.shares
+    prices = _plan_prices(problem, evaluation, plan)
+    return _priced(problem, evaluation, simulated, plan, prices, change)
+
+
+def _plan_prices(problem: Problem, evaluation: Evaluation, plan: Candidate) -> Prices:
+    pairs, demand = problem.pairs, evaluation.demand_rps[problem.pairs.route]
+    return prices_between(
         evaluation.stations,
-        pairs.sum_by_provider(demand * now),
+        pairs.sum_by_provider(demand * evaluation.shares_now),
         pairs.sum_by_provider(demand * plan.shares),
     )
-    return _priced(problem, evaluation, simulated, plan, prices, change)
 
 
 def _priced(
@@ -141,11 +144,13 @@ def account(
     if required.any():
         move = np.where(required, MOVES.index(Move.REQUIRED), decision.move)
         decision = replace(decision, move=move)
-    plan = best_plan(simulated).shares
-    other = _otherwise(problem, evaluation, plan, decision)
+    plan = best_plan(simulated)
+    other = _otherwise(problem, evaluation, plan.shares, decision)
     if not other.any():
         return decision
-    gains = decided_gains(problem, evaluation, simulated, decision)
+    change = evaluation.shares_now - decision.shares
+    prices = _plan_prices(problem, evaluation, plan)
+    gains = _priced(problem, evaluation, simulated, plan, prices, change)
     return replace(
         decision,
         gain_ms=np.where(other, gains.net_ms, decision.gain_ms),
