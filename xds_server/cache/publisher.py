@@ -5,6 +5,7 @@ listeners per set of addresses, weights per group. Weights are the only part tha
 changes; they are encoded for all groups of an application at once.
 """
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
@@ -16,6 +17,7 @@ from xds_server.cache.nodes import NodeHandle, Quarantines
 from xds_server.cache.readiness import Readiness
 from xds_server.cache.weights import (
     NO_FLAGS,
+    Asked,
     Encoded,
     Flags,
     baseline_masked,
@@ -340,25 +342,35 @@ class Publisher:
 
         A group whose very mapping was encoded before is not looked at, unless ``anew``.
         """
-        by_shape: dict[tuple[str, str], dict[GroupKey, Mapping[str, Mapping[str, int]]]] = {}
         before = self._weights
-        known = {} if anew else before.overlay.weights
-        encoded: dict[GroupKey, Encoded] = {}
-        for group, weights in overlay.weights.items():
-            if known.get(group) is weights and (same := before.encoded.get(group)) is not None:
-                encoded[group] = same
-            elif group.application in self._mesh.applications:
-                template = self._resources.template_of(group.application, group.template)
-                by_shape.setdefault((group.application, template), {})[group] = weights
-        for (application, template), asked in by_shape.items():
+        encoded, asked = self._kept(overlay, {} if anew else before.overlay.weights)
+        by_shape: dict[tuple[str, str], dict[GroupKey, Asked]] = {}
+        for group, weights in asked:
+            by_shape.setdefault((group.application, group.template), {})[group] = weights
+        for (application, override), groups in by_shape.items():
+            if application not in self._mesh.applications:
+                continue
+            template = self._resources.template_of(application, override)
             parts = self._resources.of(application, template)
             flags = self._flags.get((application, template), NO_FLAGS)
-            made = encode(parts, asked, self._ttl_s, before.epoch, flags)
-            for group, new in zip(asked, made, strict=True):
+            made = encode(parts, groups, self._ttl_s, before.epoch, flags)
+            for group, new in zip(groups, made, strict=True):
                 old = before.encoded.get(group)
                 encoded[group] = old if old is not None and old.same_as(new) else new
         before.encoded = encoded
         before.variants = {}
+
+    def _kept(
+        self, overlay: Overlay, known: Mapping[GroupKey, Asked]
+    ) -> tuple[dict[GroupKey, Encoded], list[tuple[GroupKey, Asked]]]:
+        """Return what is encoded already of what was ``known``, and what is asked for beside."""
+        before, weights = self._weights.encoded, overlay.weights
+        if len(before) == len(known) == len(weights) and all(map(operator.is_, known, weights)):
+            # The same groups in the same order, tick after tick: no key has to be looked up.
+            both = zip(weights.items(), known.values(), strict=True)
+            return dict(before), [item for item, old in both if item[1] is not old]
+        kept = {g: before[g] for g, w in weights.items() if g in before and known.get(g) is w}
+        return kept, [(g, w) for g, w in weights.items() if g not in kept]
 
     @property
     def _ttl_s(self) -> float:

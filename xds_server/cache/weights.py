@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
+from types import MappingProxyType
 
 import numpy as np
 
@@ -129,14 +130,18 @@ def _encoded(
     bodies = template.fill(rows.astype(np.float64))
     # A body is its template and its numbers, and those are a tenth of the bytes.
     frame = content_version(template.body).encode()
-    # A client may have dropped what expired, so an epoch counts as part of the content.
-    versions = [
-        f"{content_version(frame + numbers.tobytes())}-{epoch}" for numbers in rows.astype("<i4")
-    ]
-    return [
-        Encoded(type_snapshot((Resource(RTDS, LAYER, version, body, ttl_s),)), parts, numbers)
-        for version, body, numbers in zip(versions, bodies, rows, strict=True)
-    ]
+    little = rows.astype("<i4").tobytes()
+    width = len(little) // max(len(rows), 1)
+    encoded = []
+    for g, (body, numbers) in enumerate(zip(bodies, rows, strict=True)):
+        digest = content_version(frame + little[g * width : (g + 1) * width])
+        # A client may have dropped what expired, so an epoch counts as part of the content.
+        version = f"{digest}-{epoch}"
+        layer = Resource(RTDS, LAYER, version, body, ttl_s)
+        # There is nothing else in it: its version is that of the snapshot as well.
+        snapshot = TypeSnapshot(version, MappingProxyType({LAYER: layer}))
+        encoded.append(Encoded(snapshot, parts, numbers))
+    return encoded
 
 
 def _mask(

@@ -1,5 +1,6 @@
 """Stage 6: the plan as whole weights, handed over for publication."""
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +17,7 @@ from xds_server.model.topology import Mode
 
 NOTHING = Overlay({})
 """No weights: every sidecar is at its baseline."""
+_UNKNOWN: Mapping[str, Mapping[str, int]] = {}
 
 
 class Actuator(Protocol):
@@ -96,14 +98,17 @@ def to_overlay(problem: Problem, weights: Ints, changed: Bools, before: Overlay)
     Groups none of whose routes ``changed`` (R,) keep the very mapping that they had ``before``,
     by which the publisher knows that there is nothing to encode.
     """
-    touched = np.zeros(len(problem.group_keys), dtype=bool)
+    keys, layouts = problem.group_keys, problem.layouts
+    touched = np.zeros(len(keys), dtype=bool)
     touched[problem.route_group[changed]] = True
     ends = problem.group_ends.tolist()
     overlay: dict[GroupKey, Mapping[str, Mapping[str, int]]] = {}
-    for g, key in enumerate(problem.group_keys):
-        known = before.weights.get(key)
-        if known is not None and not touched[g]:
-            overlay[key] = known
-        else:
-            overlay[key] = GroupWeights(problem.layouts[g], weights[ends[g] : ends[g + 1]].copy())
+    if len(keys) == len(before.weights) and all(map(operator.is_, keys, before.weights)):
+        overlay.update(before.weights)  # at once: to hash every key takes as long as all the rest
+        anew = np.flatnonzero(touched).tolist()
+    else:
+        overlay = {key: before.weights.get(key, _UNKNOWN) for key in keys}
+        anew = [g for g, key in enumerate(keys) if touched[g] or overlay[key] is _UNKNOWN]
+    for g in anew:
+        overlay[keys[g]] = GroupWeights(layouts[g], weights[ends[g] : ends[g + 1]].copy())
     return Overlay(overlay)

@@ -14,9 +14,11 @@ from xds_server.core.tables import Bools, Floats, Ints
 from xds_server.engine.models import Models
 from xds_server.engine.outlook import (
     Course,
+    Offer,
     Risks,
     View,
     World,
+    ask,
     make_world,
     providers_of,
     run,
@@ -86,14 +88,22 @@ def foresee(
     world = make_world(problem, evaluation, models, hold, tick_s)
     part = np.ones(len(routes))
     shares = decision.shares
-    at_hold = run(world, providers_of(world, routes), hold)
-    left = _refused(world, routes, decision, shares, part, at_hold)
-    for smaller in PARTS:
+    if_held = ask(world, providers_of(world, routes), hold)
+    left, at_hold = np.arange(len(routes)), None
+    for size in (1.0, *PARTS):
+        if size < 1.0:
+            part[left] = size
+            shares = _shorten(problem, hold, decision.shares, routes, part)
+        left = left[_tips(world, routes[left], shares, if_held)]
         if not len(left):
             break
-        part[left] = smaller
-        shares = _shorten(problem, hold, decision.shares, routes, part)
-        left = left[_refused(world, routes[left], decision, shares, part[left], at_hold)]
+        # Only for these it matters how long providers take; and they were among those before.
+        who = providers_of(world, routes[left])
+        few = view(world, routes[left], who)
+        at_hold = run(world, if_held.of(who)) if at_hold is None else at_hold.of(who)
+        at_plan = run(world, ask(world, who, shares))
+        riskier = _riskier(few, decision, shares, part[left], at_hold, at_plan)
+        left = left[riskier & ~_fails_less(few, shares)]
     if len(left):
         part[left] = 0.0
         shares = _shorten(problem, hold, decision.shares, routes, part)
@@ -110,8 +120,9 @@ def outlook(seen: Foresight | None, route: int) -> Outlook | None:
     world, one = seen.world, np.array([route])
     who = providers_of(world, one)
     here = view(world, one, who)
-    at_hold = run(world, who, world.hold)
-    at_plan, at_made = run(world, who, seen.plan), run(world, who, seen.made)
+    at_hold, at_plan, at_made = (
+        run(world, ask(world, who, shares)) for shares in (world.hold, seen.plan, seen.made)
+    )
     return Outlook(
         part=float(seen.part[np.searchsorted(seen.routes, route)]),
         hold=_risk(here.risks(world.hold, at_hold)),
@@ -129,36 +140,20 @@ def _risk(risks: Risks) -> Risk:
     )
 
 
-def _refused(
-    world: World,
-    routes: Ints,
-    decision: Decision,
-    shares: Floats,
-    part: Floats,
-    at_hold: Course,
-) -> Ints:
-    """Which of ``routes`` (M,), by their place there, may not go to ``shares`` (P,)."""
-    who = providers_of(world, routes)
-    at_hold, at_plan = at_hold.of(who), run(world, who, shares)
-    asked = _tips(view(world, routes, who), shares, at_hold, at_plan)
-    if not len(asked):
-        return asked
-    few = view(world, routes[asked], who)
-    riskier = _riskier(few, decision, shares, part[asked], at_hold, at_plan)
-    return asked[riskier & ~_fails_less(few, shares)]
-
-
-def _tips(here: View, shares: Floats, at_hold: Course, at_plan: Course) -> Ints:
-    """Places of the routes that get more from a provider that the moves may overload.
+def _tips(world: World, routes: Ints, shares: Floats, if_held: Offer) -> Ints:
+    """Which of ``routes`` (M,), by their place there, get more from who may be overloaded for it.
 
     Who gets less from one that is overloaded if nobody moves is not among them: two bad places are
     for the plan to choose from, and it chose the better.
     """
-    overload, before = at_plan.overload_ratio, at_hold.overload_ratio
+    who = providers_of(world, routes)
+    overload = ask(world, who, shares).overload_ratio
+    before = if_held.of(who).overload_ratio
     tips = (overload > BREACH_RATIO) & (overload > before)
     if not tips.any():
         return np.empty(0, dtype=np.int64)
-    more = shares[here.rows] - here.world.hold[here.rows]
+    here = view(world, routes, who)
+    more = shares[here.rows] - world.hold[here.rows]
     flees = here.any((more < 0.0) & (before > BREACH_RATIO)[here.column])
     return np.flatnonzero(here.any((more > 0.0) & tips[here.column]) & ~flees)
 
@@ -201,7 +196,10 @@ def _shorten(problem: Problem, hold: Floats, plan: Floats, routes: Ints, part: F
     whole = np.ones(problem.pairs.routes)
     whole[routes] = part
     each = whole[problem.pairs.route]
-    return np.where(each == 1.0, plan, hold + each * (plan - hold))
+    rows = np.flatnonzero(each != 1.0)
+    shares = plan.copy()
+    shares[rows] = hold[rows] + each[rows] * (plan[rows] - hold[rows])
+    return shares
 
 
 def _decide(

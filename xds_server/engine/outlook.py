@@ -54,14 +54,28 @@ class Beliefs:
 
 
 @dataclass(frozen=True, slots=True)
+class Draws:
+    """What providers may be like."""
+
+    stations: Stations  # (J * D,)
+    load_factor: Floats  # (J, D) load over what is believed
+
+    def stations_of(self, who: Ints) -> Stations:
+        """(J' * D,) those of some providers."""
+        if len(who) == len(self.load_factor):
+            return self.stations
+        return self.stations.rows((who[:, None] * DRAWS + np.arange(DRAWS)).ravel())
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """Where plans are simulated; ``hold`` (P,) are the shares of the one that moves nothing."""
 
     problem: Problem
     evaluation: Evaluation
     beliefs: Beliefs
+    draws: Draws
     hold: Floats
-    demand_rps: Floats  # (P,) of each pair's route
     grid: Grid
 
 
@@ -75,33 +89,39 @@ class Risks:
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """What was simulated of the providers ``who`` under one plan; (J', D)."""
+class Offer:
+    """What the providers ``who`` are asked for under one plan; (J', D)."""
 
     who: Ints  # (J',) ascending
     rps: Floats  # (J',) load as believed
     offered_rps: Floats
     capacity_rps: Floats
-    mean_s: Floats
-    p95_s: Floats
 
     @property
     def overload_ratio(self) -> Floats:
         """(J',) of draws in which more is offered than the provider has capacity for."""
-        ratio: Floats = (self.offered_rps > self.capacity_rps).mean(axis=1)
+        over = self.offered_rps > self.capacity_rps
+        ratio: Floats = np.count_nonzero(over, axis=1) / over.shape[1]
         return ratio
+
+    def of(self, who: Ints) -> "Offer":
+        """Return that of some of the providers."""
+        at = np.searchsorted(self.who, who)
+        return Offer(who, self.rps[at], self.offered_rps[at], self.capacity_rps[at])
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How long the providers ``who`` take under one plan; (J', D)."""
+
+    offer: Offer
+    mean_s: Floats
+    p95_s: Floats
 
     def of(self, who: Ints) -> "Course":
         """Return that of some of the providers."""
-        at = np.searchsorted(self.who, who)
-        return Course(
-            who,
-            self.rps[at],
-            self.offered_rps[at],
-            self.capacity_rps[at],
-            self.mean_s[at],
-            self.p95_s[at],
-        )
+        at = np.searchsorted(self.offer.who, who)
+        return Course(self.offer.of(who), self.mean_s[at], self.p95_s[at])
 
 
 def make_world(
@@ -109,19 +129,19 @@ def make_world(
 ) -> World:
     """Gather what is believed and how surely, at the present moment."""
     grid = Grid(tick_s / STEPS_PER_TICK, STEPS, DELAY_TICKS * STEPS_PER_TICK, WARM_S)
-    demand_rps = evaluation.demand_rps[problem.pairs.route]
-    beliefs = _believe(problem, evaluation, models, demand_rps * hold)
-    return World(problem, evaluation, beliefs, hold, demand_rps, grid)
+    beliefs = _believe(problem, evaluation, models, hold)
+    return World(problem, evaluation, beliefs, _draw(beliefs), hold, grid)
 
 
-def _believe(problem: Problem, evaluation: Evaluation, models: Models, flow: Floats) -> Beliefs:
-    """Believe what the models do; ``flow`` (P,) is in requests/s, if all routes hold."""
+def _believe(problem: Problem, evaluation: Evaluation, models: Models, hold: Floats) -> Beliefs:
+    """Believe what the models do; ``hold`` (P,) are the shares if all routes hold."""
     pairs, seen, stations = problem.pairs, evaluation.observation, evaluation.stations
-    load = pairs.sum_by_provider(flow)
+    demand = evaluation.demand_rps
+    load = pairs.loads(hold, demand)
     used = np.maximum(load, 1e-9)
-    variance = pairs.sum_by_provider(flow**2 * models.demand.variance[pairs.route])
+    variance = pairs.loads(hold**2, demand**2 * models.demand.variance)
     # Where forecasts do not come true, models are as much less sure as calibration says.
-    doubt = pairs.sum_by_provider(flow * evaluation.calibration[pairs.route]) / used
+    doubt = pairs.loads(hold, demand * evaluation.calibration) / used
     doubt = np.where(load > 0.0, doubt, 1.0)
     # A capacity that nobody has measured is the operator's word: how wrong it is, nobody knows.
     measured = models.capacity.variance < UNKNOWN_VARIANCE
@@ -141,31 +161,26 @@ def _believe(problem: Problem, evaluation: Evaluation, models: Models, flow: Flo
     )
 
 
-def run(world: World, who: Ints, shares: Floats) -> Course:
-    """Simulate the providers ``who`` (J',) where all routes have ``shares`` (P,)."""
-    pairs, known = world.problem.pairs, world.beliefs
-    rps = pairs.sum_by_provider(world.demand_rps * shares)[who]
-    of_service, of_capacity, of_load = _normals(pairs.providers)[:, who]
-    factor = np.exp(known.load_sigma[who, None] * of_load)
-    offered = rps[:, None] * factor
-    drawn = _draw(known, who, of_service, of_capacity)
+def ask(world: World, who: Ints, shares: Floats) -> Offer:
+    """Say what the providers ``who`` (J',) are asked for where all routes have ``shares`` (P,)."""
+    rps = world.problem.pairs.loads(shares, world.evaluation.demand_rps)[who]
+    offered = rps[:, None] * world.draws.load_factor[who]
+    capacity = world.draws.stations_of(who).capacity_rps.reshape(offered.shape)
+    return Offer(who, rps, offered, capacity)
+
+
+def run(world: World, offer: Offer) -> Course:
+    """Simulate providers from what they are asked for."""
+    known, who, shape = world.beliefs, offer.who, offer.offered_rps.shape
     found = fluid.simulate(
-        drawn,
+        world.draws.stations_of(who),
         _spread(known.queued[who]),
-        (known.load_rps[who, None] * factor).ravel(),
-        offered.ravel(),
+        (known.load_rps[who, None] * world.draws.load_factor[who]).ravel(),
+        offer.offered_rps.ravel(),
         _spread(known.warm[who]),
         world.grid,
     )
-    shape = offered.shape
-    return Course(
-        who,
-        rps,
-        offered,
-        drawn.capacity_rps.reshape(shape),
-        found.mean_s.reshape(shape),
-        found.p95_s.reshape(shape),
-    )
+    return Course(offer, found.mean_s.reshape(shape), found.p95_s.reshape(shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,13 +278,13 @@ def _rows(world: World, routes: Ints) -> Ints:
 
 def _price_ms(world: World, before: Course, after: Course) -> Floats:
     """(J', D) what a request costs all who use a provider, mean over the change of its load."""
-    rise = after.offered_rps - before.offered_rps
-    moved = np.abs(rise) > _UNMOVED_RATIO * (after.offered_rps + before.offered_rps + 1.0)
-    total = after.offered_rps * after.mean_s - before.offered_rps * before.mean_s
-    rps = np.zeros((2, world.problem.pairs.providers))
-    rps[:, after.who] = before.rps, after.rps
+    then, now = before.offer, after.offer
+    rise = now.offered_rps - then.offered_rps
+    moved = np.abs(rise) > _UNMOVED_RATIO * (now.offered_rps + then.offered_rps + 1.0)
+    total = now.offered_rps * after.mean_s - then.offered_rps * before.mean_s
     # Where the load stays, the price is at the margin.
-    rent_ms = prices_between(world.beliefs.stations, *rps).rent_ms[after.who, None]
+    mine = world.beliefs.stations.rows(now.who)
+    rent_ms = prices_between(mine, then.rps, now.rps).rent_ms[:, None]
     mean_ms = 1e3 * total / np.where(moved, rise, 1.0)
     return np.where(moved, mean_ms, 1e3 * after.mean_s + rent_ms)
 
@@ -293,31 +308,32 @@ def _spread(values: Floats) -> Floats:
     return np.repeat(values, DRAWS)
 
 
-def _draw(known: Beliefs, who: Ints, of_service: Floats, of_capacity: Floats) -> Stations:
-    """(J' * D,) stations that the providers ``who`` may be."""
-    base = known.stations.rows(who)
-    slower = np.exp(known.service_sigma[who, None] * of_service).ravel()
-    believed, answered = known.capacity_rps[who], known.answered_rps[who]
-    capacity = believed[:, None] * np.exp(known.capacity_sigma[who, None] * of_capacity)
+def _draw(known: Beliefs) -> Draws:
+    """Draw what the providers may be like."""
+    base, believed = known.stations, known.capacity_rps
+    of_service, of_capacity, of_load = _normals(len(believed))
+    slower = np.exp(known.service_sigma[:, None] * of_service).ravel()
+    capacity = believed[:, None] * np.exp(known.capacity_sigma[:, None] * of_capacity)
     # Who answers that much has that capacity, unless not even what is believed of it has.
-    capacity = np.maximum(capacity, np.minimum(answered, believed)[:, None])
-    return latency.station_of(
+    capacity = np.maximum(capacity, np.minimum(known.answered_rps, believed)[:, None])
+    stations = latency.station_of(
         slower * _spread(base.service_s),
         capacity.ravel(),
         _spread(base.servers),
         _spread(base.tail_ratio),
-        _draw_power(known.stations.power, who, slower),
+        _draw_power(base.power, slower),
         variability=_spread(base.variability),
     )
+    return Draws(stations, np.exp(known.load_sigma[:, None] * of_load))
 
 
-def _draw_power(power: PowerCurves | None, who: Ints, slower: Floats) -> PowerCurves | None:
-    if power is None or not power.chosen[who].any():
+def _draw_power(power: PowerCurves | None, slower: Floats) -> PowerCurves | None:
+    if power is None or not power.chosen.any():
         return None
     return PowerCurves(
-        np.repeat(power.chosen[who], DRAWS),
-        slower * _spread(power.base_s[who]),
-        slower[:, None] * np.repeat(power.rise_s[who], DRAWS, axis=0),
-        _spread(power.scale_rps[who]),
+        np.repeat(power.chosen, DRAWS),
+        slower * _spread(power.base_s),
+        slower[:, None] * np.repeat(power.rise_s, DRAWS, axis=0),
+        _spread(power.scale_rps),
         power.exponents,
     )
