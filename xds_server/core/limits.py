@@ -44,13 +44,17 @@ def without_gain(pairs: Pairs, shares: Floats, most: Floats, held: Bools) -> Flo
     What they would have had beyond it goes to the route's other pairs, pro rata; a route without
     any other that has traffic keeps it where it was.
     """
-    capped = np.where(held, np.minimum(shares, most), shares)
-    beyond = pairs.sum_by_route(shares - capped)
-    others = pairs.sum_by_route(np.where(held, 0.0, shares))
+    rows = np.flatnonzero(held)
+    route, mine = pairs.route[rows], shares[rows]
+    capped = np.minimum(mine, most[rows])
+    beyond = np.bincount(route, mine - capped, pairs.routes)
+    others = pairs.sum_by_route(shares * ~held)
     taken = others > 1e-9
-    grow = np.where(taken, 1.0 + beyond / np.maximum(others, 1e-9), 1.0)[pairs.route]
-    spread: Floats = np.where(held, capped, shares * grow)
-    return np.where(taken[pairs.route], spread, shares)
+    grow = np.where(taken, 1.0 + beyond / np.maximum(others, 1e-9), 1.0)
+    spread: Floats = grow[pairs.route]
+    spread *= shares
+    spread[rows] = np.where(taken[route], capped, mine)
+    return spread
 
 
 def moved_ratio(pairs: Pairs, before: Floats, after: Floats) -> Floats:

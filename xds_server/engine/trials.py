@@ -178,7 +178,7 @@ def follow(
         damped_until_s=np.where(alternates, now_s + DAMPING_S, route.damped_until_s),
     )
     pair = _pairs_before(problem, evaluation, models, pair, opens)
-    return Trials(route, _pairs_after(problem, evaluation, deployment, pair, moved))
+    return Trials(route, _pairs_after(problem, evaluation, deployment, pair, moved, opens))
 
 
 def _usual(evaluation: Evaluation, before: Floats) -> Floats:
@@ -205,8 +205,6 @@ def _pairs_before(
     rps = planned_rps(problem, evaluation, evaluation.shares_now)
     return replace(
         before,
-        most_share=_noted(before.most_share, rows, 0.0),
-        most_rps=_noted(before.most_rps, rows, 0.0),
         shares=_noted(before.shares, rows, evaluation.shares_now[rows]),
         log_service=_noted(before.log_service, rows, models.service.mean[provider]),
         log_capacity=_noted(before.log_capacity, rows, models.capacity.mean[provider]),
@@ -229,15 +227,19 @@ def _pairs_after(
     deployment: Deployment,
     before: PairTrials,
     moved: Bools,
+    opens: Bools,
 ) -> PairTrials:
+    """Note what the trial has brought so far; what was before it does not count."""
     pairs, shares = problem.pairs, deployment.shares
     rows = np.flatnonzero(moved[pairs.route])
-    now = shares[rows]
+    now, going_on = shares[rows], ~opens
+    most = before.most_share[rows] * going_on[pairs.route[rows]]
+    most_rps = before.most_rps * going_on[pairs.route]
     rps = planned_rps(problem, evaluation, shares)[pairs.provider]
     return replace(
         before,
-        most_share=_noted(before.most_share, rows, np.maximum(before.most_share[rows], now)),
-        most_rps=np.maximum(before.most_rps, rps, out=rps),
+        most_share=_noted(before.most_share, rows, np.maximum(most, now)),
+        most_rps=np.maximum(most_rps, rps, out=rps),
         step=_noted(before.step, rows, now - evaluation.shares_now[rows]),
     )
 
