@@ -173,5 +173,6 @@ def test_welchs_test_is_scipys() -> None:
         responses=np.array([float(len(before))]),
     )
     wanted = stats.ttest_ind(after, before, equal_var=False, alternative="greater").pvalue
-    found = welch_p(replace(plane.last.evaluation, observation=seen), route)
+    evaluation = replace(plane.last.evaluation, observation=seen)
+    found = welch_p(evaluation, route, np.array([True]))
     assert found[0] == pytest.approx(wanted, rel=1e-6)

@@ -94,9 +94,10 @@ def review(
     suspects = worse >= HARM_TICKS
     if suspects.any():
         gained = _gained(problem, pair)
-        p_value = welch_p(evaluation, route)
+        p_value = welch_p(evaluation, route, suspects)
         harmed = suspects & (p_value < WELCH_P) & pairs.any_by_route(gained)
-        harmed &= ~_explained(problem, evaluation, models, route, pair, gained)
+        if harmed.any():
+            harmed &= ~_explained(problem, evaluation, models, route, pair, gained, harmed)
         harmed &= not _all_slower(problem, evaluation, route, suspects, gained)
         found = tuple(_reverted(problem, evaluation, route, harmed, gained, z, p_value))
         route = replace(
@@ -118,22 +119,24 @@ def review(
     return decision, Trials(route, pair), found
 
 
-def welch_p(evaluation: Evaluation, route: RouteTrials) -> Floats:
+def welch_p(evaluation: Evaluation, route: RouteTrials, of: Bools) -> Floats:
     """(R,) chance of being so much slower than before the trial, if nothing had changed.
 
     One-sided; the responses of the newest window against those of the one before the move. 1 where
-    either has too few.
+    either has too few, and for all but the routes ``of`` (R,).
     """
     seen = evaluation.observation
     n1, n2 = route.responses, seen.route_responses
-    enough = (np.minimum(n1, n2) >= SAMPLES_MIN) & np.isfinite(route.mean_s)
+    enough = of & (np.minimum(n1, n2) >= SAMPLES_MIN) & np.isfinite(route.mean_s)
     n1, n2 = np.where(enough, n1, 2.0), np.where(enough, n2, 2.0)
     v1 = np.where(enough, route.mean_s**2 * route.cv2, 1.0) / n1
     v2 = np.where(enough, seen.route_latency_s**2 * seen.route_cv2, 1.0) / n2
     v1, v2 = np.maximum(v1, 1e-15), np.maximum(v2, 1e-15)
     t = np.where(enough, seen.route_latency_s - route.mean_s, 0.0) / np.sqrt(v1 + v2)
     freedom = (v1 + v2) ** 2 / (v1**2 / (n1 - 1.0) + v2**2 / (n2 - 1.0))
-    return np.where(enough, stdtr(freedom, -t), 1.0)
+    chance = np.ones_like(t)
+    chance[enough] = stdtr(freedom[enough], -t[enough])
+    return chance
 
 
 def _heard(evaluation: Evaluation, route: RouteTrials) -> Bools:
@@ -154,28 +157,32 @@ def _explained(
     route: RouteTrials,
     pair: PairTrials,
     gained: Bools,
+    of: Bools,
 ) -> Bools:
-    """(R,) whether something else changed meanwhile that the route may be slower for."""
+    """(R,) whether something else changed meanwhile that the routes ``of`` may be slower for."""
     pairs = problem.pairs
+    rows = np.flatnonzero(of[pairs.route])
+    provider, before_rps = pairs.provider[rows], pair.provider_rps[rows]
     demand = _changed(route.demand_rps, evaluation.demand_rps)
-    price = _changed(pair.usd, evaluation.usd_per_request)
-    slower = models.service.mean[pairs.provider] - pair.log_service
-    doubt = np.sqrt(models.service.variance)[pairs.provider]
+    price = _changed(pair.usd[rows], evaluation.usd_per_request[rows])
+    slower = models.service.mean[provider] - pair.log_service[rows]
+    doubt = np.sqrt(models.service.variance)[provider]
     alarmed = slower > np.maximum(np.log1p(EXOGENOUS_RATIO), 2.0 * doubt)
-    used = np.maximum(evaluation.shares_now, pair.shares) > USED_SHARE
+    used = np.maximum(evaluation.shares_now[rows], pair.shares[rows]) > USED_SHARE
     # Who was given more may be slower for it; who was not is slower by itself.
-    loaded = gained & (pair.most_rps > (1.0 + LOADED_RATIO) * pair.provider_rps)
+    loaded = gained[rows] & (pair.most_rps[rows] > (1.0 + LOADED_RATIO) * before_rps)
     # What providers would have to carry now had nobody moved: others ask for more, or all do.
-    unmoved = pairs.sum_by_provider(evaluation.demand_rps[pairs.route] * pair.shares)
-    crowded = unmoved[pairs.provider] > (1.0 + EXOGENOUS_RATIO) * pair.provider_rps
+    unmoved = pairs.loads(pair.shares, evaluation.demand_rps)
+    crowded = unmoved[provider] > (1.0 + EXOGENOUS_RATIO) * before_rps
     # A queue or failures that a load which was not raised does not account for, and a capacity
     # that fell, are the provider's own.
-    queued = (evaluation.costs.backlog > 0.0) & ~loaded
-    failing = evaluation.error_ratio[pairs.provider] > pair.error_ratio + FAILING_RATIO
-    fell = pair.log_capacity - models.capacity.mean[pairs.provider]
+    queued = (evaluation.costs.backlog[rows] > 0.0) & ~loaded
+    failing = evaluation.error_ratio[provider] > pair.error_ratio[rows] + FAILING_RATIO
+    fell = pair.log_capacity[rows] - models.capacity.mean[provider]
     weaker = np.isfinite(fell) & (fell > np.log1p(EXOGENOUS_RATIO))
     own = price | crowded | queued | failing | weaker | (alarmed & ~loaded)
-    return demand | pairs.any_by_route(used & own)
+    explained = np.bincount(pairs.route[rows], used & own, pairs.routes) > 0.0
+    return demand | explained
 
 
 def _gained(problem: Problem, pair: PairTrials) -> Bools:
@@ -229,30 +236,34 @@ def _thaw(
     frozen = trials.frozen(now_s)
     if not frozen.any():
         return pair
-    failing = evaluation.error_ratio[pairs.provider] > THAW_ERROR_RATIO
-    needed = pairs.any_by_route(failing & ~frozen & (evaluation.shares_now > USED_SHARE))
+    # All pairs of the routes that have a frozen one; hardly any has.
+    rows = np.flatnonzero(pairs.any_by_route(frozen)[pairs.route])
+    of_route, provider, frozen = pairs.route[rows], pairs.provider[rows], frozen[rows]
+    failing = evaluation.error_ratio[provider] > THAW_ERROR_RATIO
+    used = evaluation.shares_now[rows] > USED_SHARE
+    needed = np.bincount(of_route, failing & ~frozen & used, pairs.routes) > 0.0
     needed |= evaluation.demand_rps > THAW_DEMAND_RATIO * trials.route.frozen_rps
-    drained = now_s - (pair.frozen_until_s - FREEZE_S) > DRAIN_TICKS * tick_s
-    rps = planned_rps(problem, evaluation, evaluation.shares_now)[pairs.provider]
-    idle = drained & (rps < IDLE_RATIO * pair.frozen_rps)
+    drained = now_s - (pair.frozen_until_s[rows] - FREEZE_S) > DRAIN_TICKS * tick_s
+    rps = planned_rps(problem, evaluation, evaluation.shares_now)[provider]
+    idle = drained & (rps < IDLE_RATIO * pair.frozen_rps[rows])
     # By what is seen, since a filter that hears little still believes what was under load.
     seen = evaluation.observation
-    heard = (seen.provider_responses > 0.0)[pairs.provider]
-    usual_s = np.where(frozen & heard, pair.frozen_service_s, np.nan)
-    rise = seen.provider_latency_s[pairs.provider] / usual_s
-    chance = np.sqrt(models.cv2 / np.maximum(seen.provider_responses, 1.0))[pairs.provider]
+    heard = (seen.provider_responses > 0.0)[provider]
+    usual_s = np.where(frozen & heard, pair.frozen_service_s[rows], np.nan)
+    rise = seen.provider_latency_s[provider] / usual_s
+    chance = np.sqrt(models.cv2 / np.maximum(seen.provider_responses, 1.0))[provider]
     clearly = rise > 1.0 + np.maximum(SLOW_RATIO, SLOW_Z * chance)
-    convinced = pair.slow_idle >= SLOW_TICKS
-    ticks = np.where(idle & clearly, pair.slow_idle + 1.0, np.where(heard, 0.0, pair.slow_idle))
-    ticks = np.where(convinced, pair.slow_idle, ticks)
-    well = np.exp(models.service.mean)[pairs.provider] < (1.0 + EXOGENOUS_RATIO) * usual_s
+    before = pair.slow_idle[rows]
+    convinced = before >= SLOW_TICKS
+    ticks = np.where(idle & clearly, before + 1.0, np.where(heard, 0.0, before))
+    ticks = np.where(convinced, before, ticks)
+    well = np.exp(models.service.mean)[provider] < (1.0 + EXOGENOUS_RATIO) * usual_s
     innocent = convinced & well & (rise < 1.0 + SLOW_RATIO)
-    ends = needed[pairs.route] | innocent
-    return replace(
-        pair,
-        frozen_until_s=np.where(ends, -np.inf, pair.frozen_until_s),
-        slow_idle=np.where(frozen & ~ends, ticks, 0.0),
-    )
+    ends = needed[of_route] | innocent
+    until_s, slow_idle = pair.frozen_until_s.copy(), np.zeros_like(pair.slow_idle)
+    until_s[rows[ends]] = -np.inf
+    slow_idle[rows] = np.where(frozen & ~ends, ticks, 0.0)
+    return replace(pair, frozen_until_s=until_s, slow_idle=slow_idle)
 
 
 def _say_frozen(problem: Problem, decision: Decision, frozen: Bools) -> Decision:
