@@ -94,14 +94,15 @@ def foresee(
         if size < 1.0:
             part[left] = size
             shares = _shorten(problem, hold, decision.shares, routes, part)
-        left = left[_tips(world, routes[left], shares, if_held)]
+        asked_for = ask(world, providers_of(world, routes[left]), shares)
+        left = left[_tips(world, routes[left], shares, if_held.of(asked_for.who), asked_for)]
         if not len(left):
             break
         # Only for these it matters how long providers take; and they were among those before.
         who = providers_of(world, routes[left])
         few = view(world, routes[left], who)
         at_hold = run(world, if_held.of(who)) if at_hold is None else at_hold.of(who)
-        at_plan = run(world, ask(world, who, shares))
+        at_plan = run(world, asked_for.of(who))
         riskier = _riskier(few, decision, shares, part[left], at_hold, at_plan)
         left = left[riskier & ~_fails_less(few, shares)]
     if len(left):
@@ -140,19 +141,17 @@ def _risk(risks: Risks) -> Risk:
     )
 
 
-def _tips(world: World, routes: Ints, shares: Floats, if_held: Offer) -> Ints:
+def _tips(world: World, routes: Ints, shares: Floats, if_held: Offer, at_plan: Offer) -> Ints:
     """Which of ``routes`` (M,), by their place there, get more from who may be overloaded for it.
 
     Who gets less from one that is overloaded if nobody moves is not among them: two bad places are
     for the plan to choose from, and it chose the better.
     """
-    who = providers_of(world, routes)
-    overload = ask(world, who, shares).overload_ratio
-    before = if_held.of(who).overload_ratio
+    overload, before = at_plan.overload_ratio, if_held.overload_ratio
     tips = (overload > BREACH_RATIO) & (overload > before)
     if not tips.any():
         return np.empty(0, dtype=np.int64)
-    here = view(world, routes, who)
+    here = view(world, routes, at_plan.who)
     more = shares[here.rows] - world.hold[here.rows]
     flees = here.any((more < 0.0) & (before > BREACH_RATIO)[here.column])
     return np.flatnonzero(here.any((more > 0.0) & tips[here.column]) & ~flees)

@@ -58,6 +58,7 @@ class Draws:
     """What providers may be like."""
 
     stations: Stations  # (J * D,)
+    capacity_rps: Floats  # (J, D) of these
     load_factor: Floats  # (J, D) load over what is believed
 
     def stations_of(self, who: Ints) -> Stations:
@@ -165,8 +166,7 @@ def ask(world: World, who: Ints, shares: Floats) -> Offer:
     """Say what the providers ``who`` (J',) are asked for where all routes have ``shares`` (P,)."""
     rps = world.problem.pairs.loads(shares, world.evaluation.demand_rps)[who]
     offered = rps[:, None] * world.draws.load_factor[who]
-    capacity = world.draws.stations_of(who).capacity_rps.reshape(offered.shape)
-    return Offer(who, rps, offered, capacity)
+    return Offer(who, rps, offered, world.draws.capacity_rps[who])
 
 
 def run(world: World, offer: Offer) -> Course:
@@ -324,7 +324,11 @@ def _draw(known: Beliefs) -> Draws:
         _draw_power(base.power, slower),
         variability=_spread(base.variability),
     )
-    return Draws(stations, np.exp(known.load_sigma[:, None] * of_load))
+    return Draws(
+        stations,
+        stations.capacity_rps.reshape(of_load.shape),
+        np.exp(known.load_sigma[:, None] * of_load),
+    )
 
 
 def _draw_power(power: PowerCurves | None, slower: Floats) -> PowerCurves | None:
