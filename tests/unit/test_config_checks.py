@@ -114,7 +114,7 @@ TEMPLATES = [
     ("SEARCH", "listener: 127.0.0.1:80", "", ""),
     ("SEARCH", "listener: localhost:80", "calls.search.listener", "IP address"),
     ("SEARCH", "listener: 127.0.0.1:0", "calls.search.listener", "any port"),
-    ("SEARCH", "timeout_s: 0", "calls.search.timeout_s", "above 0"),
+    ("SEARCH", "timeout_s: 0", "calls.search.timeout_s", "at least 0.001"),
     ("STEADY", "when: 'true'", "steady.when", "last profile"),
     ("STEADY", "weights: {performance: 0, cost: 0}", "steady.weights", "both 0"),
     ("STEADY", "survive_loss: true", "steady.survive_loss", "no objective"),
@@ -205,6 +205,7 @@ def test_a_when_that_can_work_is_accepted(when: str) -> None:
     [
         (("{tick_s: 1.0}", "{weights_ttl_s: 2}"), "engine.weights_ttl_s", "expire"),
         (("{tick_s: 1.0}", "{tick_s: 20, weights_ttl_s: 60}"), "engine.slow_tick_s", "shorter"),
+        (("{tick_s: 1.0}", "{tick_s: 0.5}"), "engine.tick_s", "between two reports of a sidecar"),
         (("{tick_s: 1.0}", "{max_shift_ratio: 0}"), "engine.max_shift_ratio", "above 0"),
         (("{tick_s: 1.0}", "{min_share_ratio: 0.2}"), "engine.min_share_ratio", "at most 0.1"),
         (("main: ", "east: "), "services.pay.providers.east", "also a provider"),
@@ -267,3 +268,17 @@ def test_shares_kept_for_many_providers_leave_something_to_decide() -> None:
 def test_the_remedy_says_what_was_meant(text: str, remedy: str) -> None:
     (problem,) = problems(mesh(SEARCH=text))
     assert remedy in problem.remedy
+
+
+@pytest.mark.parametrize("tick_s", ["0.1", "0.2", "0.3", "0.7"])
+def test_the_least_that_a_remedy_names_is_accepted(tick_s: str) -> None:
+    ttl_s = f"{3 * float(tick_s):g}"
+    text = mesh().replace("{tick_s: 1.0}", f"{{tick_s: {tick_s}, weights_ttl_s: {ttl_s}}}")
+    text = f"{text}telemetry: {{stats_flush_interval_s: {tick_s}}}\n"
+    assert parse_mesh(text, "mesh.yaml").engine.tick_s == float(tick_s)
+
+
+def test_a_timeout_that_envoy_would_take_for_none_is_refused() -> None:
+    (found,) = problems(mesh(SEARCH="timeout_s: 0.0005"))
+    assert "templates.web.calls.search.timeout_s" in str(found)
+    assert parse_mesh(mesh(SEARCH="timeout_s: 0.001"), "mesh.yaml")

@@ -19,6 +19,8 @@ from xds_server.model.history import RESOLUTION_S
 SCALERS: Final = ("process",)
 HEARTBEATS_PER_TTL: Final = 3
 """Overlay renewals, one a tick, that may get lost before weights expire."""
+_ROUNDED: Final = 1e-9
+"""What three tenths may miss three times a tenth by."""
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL_UNDERSCORE: Final = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?")
@@ -151,10 +153,16 @@ def _check_endpoints(at: KeyPath, provider: ProviderSection, findings: Findings)
 def _check_engine(engine: EngineSection, mesh: MeshFile, findings: Findings) -> None:
     tick, ttl = ("engine", "tick_s"), ("engine", "weights_ttl_s")
     least_s = HEARTBEATS_PER_TTL * engine.tick_s
-    if engine.weights_ttl_s < least_s:
+    if engine.weights_ttl_s < least_s * (1.0 - _ROUNDED):
         message = f"{engine.weights_ttl_s:g} s would expire when one or two ticks are late"
         remedy = f"write at least {least_s:g} ({HEARTBEATS_PER_TTL} times tick_s)"
         findings.add(ttl, message, remedy, [tick, ttl])
+    flush_s = mesh.telemetry.stats_flush_interval_s
+    if engine.tick_s < flush_s * (1.0 - _ROUNDED):
+        flush = ("telemetry", "stats_flush_interval_s")
+        message = f"{engine.tick_s:g} s is shorter than the {flush_s:g} s between two reports"
+        remedy = f"write at least {flush_s:g}, or `stats_flush_interval_s: {engine.tick_s:g}`"
+        findings.add(tick, f"{message} of a sidecar", remedy, [tick, flush])
     slow = ("engine", "slow_tick_s")
     if engine.slow_tick_s < engine.tick_s:
         message = f"{engine.slow_tick_s:g} s is shorter than tick_s"

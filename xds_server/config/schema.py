@@ -119,7 +119,8 @@ class CallSection(Section):
     """One service that the application calls."""
 
     requires: tuple[Word, ...] = Field(default=(), examples=["[fulltext]"])
-    timeout_s: Positive = 15.0
+    # Envoy counts whole milliseconds, and takes 0 for no timeout at all.
+    timeout_s: Annotated[float, Field(ge=0.001, le=86400.0)] = 15.0
     retries: Annotated[int, Field(ge=0, le=100)] = 0
     idempotent: bool = True
     listener: IpAddress | None = Field(default=None, examples=["127.0.0.1:15001"])
