@@ -177,6 +177,19 @@ def test_providers_speak_for_a_while_and_nodes_are_averaged() -> None:
     assert math.isnan(reg.provider_load(41.0).utilisation_ratio[0])
 
 
+def test_a_price_holds_until_another_is_said_or_the_node_is_gone() -> None:
+    reg = registry("n1")
+    reg.observe_load("n1", [LoadReport("a", 0.2, math.nan, 3.0)], 0.0)
+    late = reg.provider_load(1000.0)  # hardly anybody calls it any more
+    assert math.isnan(late.utilisation_ratio[0])
+    assert late.price_per_million_usd[0] == 3.0
+    reg.observe_load("n1", [LoadReport("a", 0.2, math.nan, math.nan)], 1001.0)
+    assert math.isnan(reg.provider_load(1001.0).price_per_million_usd[0])
+    reg.observe_load("n1", [LoadReport("a", 0.2, math.nan, 3.0)], 1002.0)
+    reg.node_disconnected("n1")
+    assert math.isnan(reg.provider_load(1002.0).price_per_million_usd[0])
+
+
 def test_what_was_said_to_a_node_leaves_with_it() -> None:
     reg = registry("n1")
     reg.observe_load("n1", [LoadReport("a", 0.2, math.nan, 1.0)], 0.0)

@@ -230,7 +230,20 @@ class Registry:
             tariff = self._tariffs.of(name)
             if tariff is not None and math.isnan(load.price_per_million_usd[j]):
                 load.price_per_million_usd[j] = tariff.price.per_million_requests_usd
+            if math.isnan(load.price_per_million_usd[j]):
+                load.price_per_million_usd[j] = self._price_said(name)
         return load
+
+    def _price_said(self, name: ProviderName) -> float:
+        """Return what a provider announced last, however long ago; NaN: nothing.
+
+        Who gets no traffic for its price cannot say it anew, and would be taken for one that costs
+        what was declared, get traffic, say it, and so on.
+        """
+        said = self._said.get(name, {}).values()
+        if not said:
+            return math.nan
+        return max(said, key=lambda s: s.at_s).report.price_per_million_usd
 
     def orca_load(self, now_s: float) -> ProviderLoad:
         """What providers say in ORCA, averaged over the nodes that they said it to."""
