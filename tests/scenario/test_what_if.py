@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -222,7 +222,35 @@ def test_names_that_do_not_exist_are_answered_with_those_that_do(settled: Plane)
 def test_without_any_provider_it_says_so(settled: Plane) -> None:
     answer = ask(settled, "fast.down", "middle.down", "cheap.down")
     assert any("no provider would be left" in note for note in answer.notes)
-    assert answer.routes[0].held.failed_ratio == pytest.approx(1.0)
+    (found,) = answer.routes
+    assert found.held.failed_ratio == pytest.approx(1.0)
+    assert found.optimum.failed_ratio == pytest.approx(1.0)
+    assert found.optimum.cost_ms == pytest.approx(found.held.cost_ms)
+    assert (found.gain_ms, found.moved_ratio, found.would_move) == (0.0, 0.0, False)
+    assert np.isnan(found.optimum.latency_ms)
+    assert shares(found) == shares(found, "now")
+
+
+def test_values_at_their_bounds_are_answered_with_numbers(settled: Plane) -> None:
+    for changes in (
+        ("middle.price=1e12", "demand=1e9"),
+        ("middle.price=x1e6", "demand=x1e6", "fast.capacity=x1e-6"),
+        ("middle.capacity=1e-6", "fast.capacity=1e9", "cheap.latency=x1e6"),
+        ("middle.latency=x1e-6", "fast.endpoints=100000", "cheap.capacity=x1e6"),
+    ):
+        with np.errstate(all="raise", under="ignore"):
+            found = route(settled, *changes)
+        for plan in (found.held, found.optimum):
+            assert np.all(np.isfinite(astuple(plan))), changes
+
+
+@pytest.mark.parametrize("change", ["demand=0", "demand=x0"])
+def test_no_demand_is_said_to_leave_nothing_to_plan_for(settled: Plane, change: str) -> None:
+    answer = ask(settled, change)
+    assert answer.notes == (
+        f"{change} leaves no calls to plan for: figures are those of one call alone",
+    )
+    assert answer.routes[0].demand_rps == 0.0
 
 
 def test_a_change_to_a_standby_is_said_to_have_no_effect() -> None:

@@ -18,6 +18,17 @@ FORMS: Final = (
     "PROVIDER.price=USD, PROVIDER.capacity=RPS, PROVIDER.latency=xFACTOR, PROVIDER.endpoints=N, "
     "PROVIDER.down, demand=RPS; a number may be a factor, like x1.5"
 )
+_BOUNDS: Final = {
+    Quantity.PRICE: (0.0, 1e12),
+    Quantity.CAPACITY: (1e-6, 1e9),
+    Quantity.ENDPOINTS: (0.0, 100_000.0),
+    Quantity.DEMAND: (0.0, 1e9),
+}
+"""What is allowed of a value: up to what mesh.yaml allows."""
+_FACTOR_MAX: Final = 1e6
+_FACTOR_MIN: Final = 1e-6
+"""Of what must be above 0. A model that is further from what was measured says nothing, and at the
+ends of what floats hold its costs are no numbers."""
 _DEAD_SERVICE_S: Final = 1e-9
 """A provider that is down answers nothing, so it adds nothing to the latency of answers."""
 
@@ -65,6 +76,19 @@ def _check_value(quantity: Quantity, value: float, text: str, *, is_factor: bool
         raise ValueError(f"{text}: must be above 0; write PROVIDER.down for one that is gone")
     if quantity is Quantity.ENDPOINTS and not is_factor and value != int(value):
         raise ValueError(f"{text}: endpoints are whole")
+    least, most = _bounds(quantity, is_factor=is_factor)
+    if not least <= value <= most:
+        x, key = "x" if is_factor else "", text.partition("=")[0]
+        raise ValueError(
+            f"{key}: {x}{value:g} is out of bounds; {x}{least:g} to {x}{most:g} is allowed"
+        )
+
+
+def _bounds(quantity: Quantity, *, is_factor: bool) -> tuple[float, float]:
+    if not is_factor:
+        return _BOUNDS[quantity]
+    above_0 = quantity in (Quantity.LATENCY, Quantity.CAPACITY)
+    return (_FACTOR_MIN if above_0 else 0.0), _FACTOR_MAX
 
 
 def check_providers(changes: Iterable[Change], service: str, known: Sequence[str]) -> None:

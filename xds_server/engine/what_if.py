@@ -25,6 +25,7 @@ from xds_server.model.what_if import (
     Change,
     Prospect,
     ProviderProspect,
+    Quantity,
     RouteProspect,
     ShareProspect,
     WhatIf,
@@ -38,6 +39,8 @@ ROUTES_MAX: Final = 50
 _NOTABLE_SHARE: Final = 0.005
 _NOTABLE_RATIO: Final = 0.01
 _BOTTLENECKS: Final = 5
+_ANSWERED_MIN: Final = 1e-9
+"""Part of calls below which none is answered, but for rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,12 @@ def what_if(
     then, supposed = apply_changes(problem, last.evaluation, changes, endpoints, asked)
     held = _plan(then, supposed, decided)
     part = part_of(then, supposed, routes_by_service(problem)[service])
-    settled = settle(part.problem, part.evaluation, decided[part.pairs], settings)
-    optimum = _plan(then, supposed, part.put(decided, settled.shares))
+    # A route that nobody may serve keeps its shares: its calls go on to fail, which is no gain.
+    lost = part.problem.pairs.sum_by_route(part.evaluation.allowed.astype(np.float64)) == 0.0
+    kept = decided[part.pairs]
+    settled = settle(part.problem, part.evaluation, kept, settings, fixed=lost)
+    wanted = np.where(lost[part.problem.pairs.route], kept, settled.shares)
+    optimum = _plan(then, supposed, part.put(decided, wanted))
     chosen, left_out = _notable(asked, now, held, optimum)
     return WhatIf(
         application=application,
@@ -116,7 +123,7 @@ def what_if(
         notes=(
             *notes,
             *_without_effect(problem, asked, changes),
-            *_remarks(then, supposed, asked, settled),
+            *_remarks(then, supposed, asked, changes, settled),
         ),
     )
 
@@ -209,11 +216,15 @@ def _terms(plan: _Plan, mine: np.ndarray) -> dict[str, Floats]:
 
 
 def _prospect(plan: _Plan, r: int) -> Prospect:
-    """Per answered call for latencies: what is down adds no time, and is taken out here."""
+    """Per answered call for latencies: what is down adds no time, and is taken out here.
+
+    NaN where no call is answered.
+    """
     pairs, evaluation = plan.problem.pairs, plan.evaluation
     mine = pairs.route == r
     dead = evaluation.error_ratio[pairs.provider[mine]] >= 1.0
-    answered = max(1.0 - float(plan.shares[mine][dead].sum()), 1e-9)
+    answered = 1.0 - float(plan.shares[mine][dead].sum())
+    answered = answered if answered > _ANSWERED_MIN else np.nan
     found, slo_s = plan.forecast, float(evaluation.slo_s[r])
     p95_s = float(found.latency_p95_s[r]) / answered
     usd = float(found.usd_per_million[r])
@@ -266,14 +277,24 @@ def _without_effect(problem: Problem, asked: Bools, changes: Sequence[Change]) -
 
 
 def _remarks(
-    problem: Problem, evaluation: Evaluation, asked: Bools, settled: Settled
+    problem: Problem,
+    evaluation: Evaluation,
+    asked: Bools,
+    changes: Sequence[Change],
+    settled: Settled,
 ) -> tuple[str, ...]:
     pairs, found = problem.pairs, []
     choices = pairs.sum_by_route(evaluation.allowed.astype(np.float64))
     if np.any(asked & (choices == 0.0)):
         found.append("no provider would be left: the route keeps its baseline, and calls fail")
-    if np.any(asked & (evaluation.demand_rps <= 0.0)):
-        found.append("nothing calls at present: add --set demand=RPS")
+    if np.all(evaluation.demand_rps[asked] <= 0.0):
+        none = [c.text for c in changes if c.quantity is Quantity.DEMAND and c.value == 0.0]
+        found += [
+            f"{text} leaves no calls to plan for: figures are those of one call alone"
+            for text in none
+        ]
+        if not none:
+            found.append("nothing calls at present: add --set demand=RPS")
     if not settled.done:
         found.append(f"shares still moved after {settled.iterations} steps: the figures are near")
     return tuple(found)
