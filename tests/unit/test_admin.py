@@ -4,6 +4,7 @@ import signal
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from xds_server.admin.encode import dumps, to_json
 from xds_server.admin.render import render_status
 from xds_server.admin.render_explain import render_explanation
 from xds_server.errors import AdapterError
-from xds_server.model.decision import Move
+from xds_server.model.decision import HoldReason, Move
 from xds_server.model.explanation import Explanation
 from xds_server.model.status import Status
 from xds_server.model.topology import Address
@@ -236,10 +237,59 @@ def test_a_route_that_moves_with_the_others_says_so():
     assert "all routes together gain enough" in _printed(
         render_explanation(json.loads(dumps([moved])))
     )
-    none = replace(EXPLANATION, gain_ms=0.0, move=Move.HOLD)
+    none = replace(EXPLANATION, gain_ms=0.0, move=Move.HOLD, options=())
     assert "no plan is better than to hold" in _printed(
         render_explanation(json.loads(dumps([none])))
     )
+
+
+def _told(**changed: Any) -> str:
+    return _printed(render_explanation(json.loads(dumps([replace(EXPLANATION, **changed)]))))
+
+
+def test_a_route_that_holds_for_another_reason_than_its_gain_says_that_one():
+    held = {"move": Move.HOLD, "hold_reason": HoldReason.NO_TELEMETRY}
+    silent = _told(**held, gain_ms=0.0, gain_terms={})
+    assert "it holds whatever a plan gains: no telemetry" in silent
+    assert "better than to hold" not in silent
+    gains = _told(**held)
+    assert "the best plan would gain 3.5 ms per request = latency +2" in gains
+    assert ", but it holds whatever a plan gains: no telemetry" in gains
+    assert "worth a move" not in gains
+    assert "would" not in _told(**held, gain_ms=-0.039).split("runner-up")[0]
+    lesser = _told(move=Move.HOLD, hold_reason=HoldReason.GAIN_BELOW_COST)
+    assert "the best plan would gain 3.5 ms" in lesser
+    assert "worth a move above 1.2 ms" in lesser
+
+
+def test_what_gains_nothing_is_said_to_cost():
+    terms = {"price": -0.05, "latency": 0.011}
+    held = {"move": Move.HOLD, "hold_reason": HoldReason.GAIN_BELOW_COST}
+    text = _told(**held, gain_ms=-0.039, gain_terms=terms)
+    assert "no plan gains: the best would cost 0.039 ms per request = price +0.05, lat" in text
+    assert "would gain" not in text
+    text = _told(move=Move.LAST_GOOD, gain_ms=-0.039, gain_terms=terms)
+    assert "\ncosts 0.039 ms per request = price +0.05, latency -0.011" in text
+    assert "worth a move" not in text
+    assert "no plan is better for the mesh than to hold" in _told(move=Move.HOLD, gain_ms=0.0)
+
+
+def test_what_is_required_says_what_it_does_and_what_that_costs():
+    required = {"move": Move.REQUIRED, "hold_reason": HoldReason.GAIN_BELOW_COST}
+    text = _told(**required, gain_ms=-0.5, gain_terms={"latency": -0.5})
+    assert "\nrequired: floors are fed, and providers that may not be used are left" in text
+    assert "no more than that: gain below switching cost" in text
+    assert "\nthat costs 0.5 ms per request = latency +0.5" in text
+    assert "\nthat gains 3.5 ms per request = latency +2" in _told(**required)
+
+
+def test_a_runner_up_that_moves_nothing_is_left_out_and_one_that_loses_costs():
+    first, second = EXPLANATION.options
+    assert "runner-up" not in _told(options=(first, replace(second, moved_ratio=0.0)))
+    hold = replace(second, move=Move.HOLD, moved_ratio=0.0, gain_ms=0.0)
+    assert "runner-up: hold, gain 0 ms" in _told(options=(first, hold))
+    worse = _told(options=(first, replace(second, gain_ms=-2.5)))
+    assert "runner-up: reweight of 15.0% of the traffic, cost 2.5 ms" in worse
 
 
 def test_why_not_is_answered_for_every_kind_of_provider():

@@ -18,6 +18,7 @@ from xds_server.admin.cells import (
     route_name,
     share_bar,
 )
+from xds_server.model.decision import HoldReason
 
 COST_TERMS: Final = (
     "latency", "queueing", "distance", "backlog", "error", "price", "egress", "geography", "slo",
@@ -26,6 +27,16 @@ COST_TERMS: Final = (
 _ALWAYS: Final = ("latency", "queueing", "price")
 _SMALL: Final = 0.005
 """Part of a gain below which a term is not told."""
+_SMALL_SHARE: Final = 5e-4
+"""Part of the traffic that would be shown as 0.0%."""
+_JUDGED: Final = (
+    HoldReason.GAIN_BELOW_COST,
+    HoldReason.DEADBAND,
+    HoldReason.FRAGILE,
+    HoldReason.FROZEN,
+    HoldReason.RISKY,
+)
+"""Reasons to hold that come of the plan; for others no plan is weighed."""
 
 
 def render_explanation(explanations: Sequence[Row], why_not: str = "") -> RenderableType:
@@ -58,29 +69,65 @@ def gain_sentence(gain_ms: float | None, terms: Mapping[str, float | None]) -> s
 
 def _why(explanation: Row) -> Text:
     route = explanation["route"]
-    held = explanation["move"] == "hold"
-    gain = gain_sentence(explanation["gain_ms"], explanation["gain_terms"])
     text = Text.assemble(
         (route_name(route["group"], route["service"]), "bold"),
-        f"\n{move(explanation)}; {number(explanation['demand_rps'])} calls/s; "
+        f"\n{_move(explanation)}; {number(explanation['demand_rps'])} calls/s; "
         f"forecast {ms(explanation['predicted_latency_ms'])}, "
-        f"observed {ms(explanation['observed_latency_ms'])}\n",
-        f"{'the best plan would gain' if held else 'gain'} {gain}; "
-        f"worth a move above {ms(explanation['doubt_ms'])}"
-        if explanation["gain_ms"]
-        else "no plan is better than to hold",
+        f"observed {ms(explanation['observed_latency_ms'])}\n{_gain(explanation)}",
     )
     if explanation["move"] == "reweight" and explanation["gain_ms"] <= explanation["doubt_ms"]:
         text.append("\nit moves with the others: all routes together gain enough")
     for option in explanation["options"][1:2]:
-        text.append(
-            f"\nrunner-up: {_plan(option)}, gain {ms(option['gain_ms'])}: {option['lost_because']}"
-        )
+        if option["move"] == "hold" or option["moved_ratio"] >= _SMALL_SHARE:
+            text.append(
+                f"\nrunner-up: {_plan(option)}, {_gained(option)}: {option['lost_because']}"
+            )
     if explanation["outlook"]:
         text.append(f"\n{_outlook(explanation['outlook'])}")
     if explanation["next_provider"]:
         text.append(f"\none more request belongs to {explanation['next_provider']}")
     return text
+
+
+def _move(explanation: Row) -> str:
+    if explanation["move"] != "required":
+        return move(explanation)
+    return (
+        "required: floors are fed, and providers that may not be used are left; "
+        f"no more than that: {explanation['hold_reason']}"
+    )
+
+
+def _gain(explanation: Row) -> str:
+    """Say what the move gains; where the route holds, what the best plan would, or why none."""
+    gain, terms = explanation["gain_ms"] or 0.0, explanation["gain_terms"]
+    reason = explanation["hold_reason"]
+    told, cost = gain_sentence(abs(gain), terms), gain_sentence(abs(gain), _negated(terms))
+    doubt = f"worth a move above {ms(explanation['doubt_ms'])}"
+    match explanation["move"]:
+        case "hold" if reason and reason not in _JUDGED:
+            would = f"the best plan would gain {told}, but " if gain > 0.0 else ""
+            return f"{would}it holds whatever a plan gains: {reason}"
+        case "hold" if gain > 0.0:
+            return f"the best plan would gain {told}; {doubt}"
+        case "hold" if gain < 0.0:
+            return f"no plan gains: the best would cost {cost}"
+        case "hold":
+            better = any((option["gain_ms"] or 0.0) > 0.0 for option in explanation["options"])
+            return f"no plan is better {'for the mesh ' if better else ''}than to hold"
+        case "required":
+            return f"that costs {cost}" if gain < 0.0 else f"that gains {told}"
+        case _:
+            return f"costs {cost}" if gain < 0.0 else f"gain {told}; {doubt}"
+
+
+def _negated(terms: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: -value for name, value in terms.items() if value}
+
+
+def _gained(option: Row) -> str:
+    gain = option["gain_ms"]
+    return f"cost {ms(-gain)}" if gain is not None and gain < 0.0 else f"gain {ms(gain)}"
 
 
 def _outlook(outlook: Row) -> str:
