@@ -11,6 +11,7 @@ from xds_server.terminal import (
     DEFAULT_ADMIN,
     FAILED,
     MISTAKE,
+    NO_ADMIN,
     AdminOption,
     JsonOption,
     MeshOption,
@@ -125,6 +126,8 @@ def replay_decisions(
             )
     except ConfigError as error:
         fail(MISTAKE, map(str, error.problems))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        fail(FAILED, [f"{admin}: {NO_ADMIN}"])
     except ValueError as error:
         fail(MISTAKE, [f"replay-decisions: {error}"])
     except (XdsServerError, OSError) as error:

@@ -29,6 +29,7 @@ AdminOption = Annotated[
     str, typer.Option("--admin", metavar="URL", help="Where server.admin.address answers.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
+NO_ADMIN = "what answers there is no admin API of xds-server; see --admin"
 
 
 def ask(admin: str, path: str, timeout_s: float = ADMIN_TIMEOUT_S) -> Any:
@@ -46,7 +47,9 @@ def ask(admin: str, path: str, timeout_s: float = ADMIN_TIMEOUT_S) -> Any:
         with error:
             code = MISTAKE if error.code in (400, 404) else FAILED
             fail(code, [f"{admin}: {detail(error.read()) or f'HTTP {error.code}'}"])
-    except (OSError, HTTPException, ValueError) as error:
+    except ValueError:
+        fail(FAILED, [f"{admin}: {NO_ADMIN}"])
+    except (OSError, HTTPException) as error:
         why = error.reason if isinstance(error, URLError) else error
         why = getattr(why, "strerror", None) or why
         fail(FAILED, [f"{admin}: no answer from the admin API: {why}; is xds-server running?"])

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from tests.unit.admin_records import EXPLANATION, STATUS
 from xds_server.admin.encode import dumps
 from xds_server.cli import DEMO_DURATION_S, app
+from xds_server.terminal import NO_ADMIN
 
 MESH = Path(__file__).parent.parent / "mesh_reference.yaml"
 SLOW = ("grpc", "envoy_data_plane", "uvicorn", "starlette")
@@ -172,6 +173,7 @@ class _Admin(BaseHTTPRequestHandler):
             "/v1/explain?application=checkout&service=search": (200, dumps([EXPLANATION])),
             "/broken/v1/status": (500, b"oops"),
             "/html/v1/status": (200, b"<html>"),
+            "/html/v1/replay-decisions?profile=p&since_s=3600&resolution=auto": (200, b"<html>"),
         }.get(self.path, (404, dumps({"detail": f"no route {self.path}; known: a/b"})))
         self.send_response(status)
         self.send_header("content-length", str(len(body)))
@@ -230,6 +232,13 @@ def test_an_answer_that_makes_no_sense_is_a_failure(admin, path):
     result = run("status", "--admin", admin + path)
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [("status",), ("replay-decisions", "--profile", "p")])
+def test_what_is_no_admin_api_is_said_to_be_none(admin, command):
+    result = run(*command, "--admin", f"{admin}/html")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"{admin}/html: {NO_ADMIN}\n"
 
 
 def test_an_admin_api_that_does_not_answer_is_a_failure():

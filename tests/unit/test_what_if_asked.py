@@ -139,6 +139,7 @@ def test_it_is_drawn_for_people() -> None:
     ("args", "says"),
     [
         ((), "add --set: PROVIDER.price=USD"),
+        (("--set", "search-east.price=1e308"), "search-east.price: 1e+308 is out of bounds; 0 to"),
         (("--set", "search-north.price=1"), "its providers: search-east"),
         (("--set", "search-east.price=1"), "nothing says how often checkout calls search"),
     ],
@@ -254,3 +255,5 @@ def test_a_replay_that_cannot_be_is_one_line(kept: tuple[Path, Plane]) -> None:
     assert run(*asked, "frugal", "--since", "soon").exit_code == 2
     done = run(*asked, "frugal", "--history", path.parent / "none.duckdb")
     assert done.exit_code == 1
+    assert "none.duckdb: no such file; name one that a server has written" in done.stderr
+    assert "can be written" not in done.stderr

@@ -130,6 +130,10 @@ def replay_file(
     path = history or _history_path(config, mesh)
     if path is None:
         raise HistoryError(str(config), "has no `history`", "name the file with --history")
+    if not path.exists():
+        raise HistoryError(
+            str(path), "no such file", "name one that a server has written with --history"
+        )
     with reading(path) as reader:
         found, steps = reader.steps(since_s, resolution)
     return replay_decisions(mesh, steps, profile, application, found)
