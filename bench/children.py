@@ -40,7 +40,9 @@ class Child:
         """Send one command and return its answer. Raises RuntimeError for a failed one."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([command, arguments]).encode() + b"\n")
+        self._process.stdin.write(
+            json.dumps([command, arguments], allow_nan=False).encode() + b"\n"
+        )
         async with asyncio.timeout(ASK_TIMEOUT_S):
             await self._process.stdin.drain()
             line = await self._process.stdout.readline()
@@ -69,4 +71,4 @@ async def answering(commands: Commands) -> None:
             answer = await commands[command](**arguments)
         except Exception as error:  # noqa: BLE001 - it is told to the one who asked
             answer = {"failed": repr(error)}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer, allow_nan=False), flush=True)

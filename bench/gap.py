@@ -10,7 +10,6 @@ and 31 servers n + 1 is even, and the term is a square over something linear, wh
 """
 
 import argparse
-import json
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -19,6 +18,8 @@ from typing import Any, Final
 import cvxpy
 import numpy as np
 
+from bench.arguments import positive_integer
+from bench.output import dumped
 from xds_server.core import latency, limits, solver
 from xds_server.core.latency import RHO_LINEAR, Stations
 from xds_server.core.tables import Bools, Floats, Pairs
@@ -214,7 +215,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gap", description=(__doc__ or "").split("\n\n")[0]
     )
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="instances per size and load")
+    parser.add_argument(
+        "--seeds", type=positive_integer, default=SEEDS, help="instances per size and load"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     begun = time.perf_counter()
@@ -222,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
     result["command"] = f"python -m bench.gap --seeds {options.seeds}"
     result["seconds"] = round(time.perf_counter() - begun)
     if options.json:
-        print(json.dumps(result))
+        print(dumped(result))
         return
     for key, value in result.items():
         print(f"{key:16} {value}")

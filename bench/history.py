@@ -8,7 +8,6 @@ how late a timer of the event loop came at most while the thread worked, ``bare_
 
 import argparse
 import asyncio
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.output import dumped
 from xds_server.app.clock import SystemClock
 from xds_server.core.tables import Floats
 from xds_server.engine.loop import Tick, tick
@@ -184,7 +184,7 @@ def main() -> None:
     result: dict[str, object] = {"size": options.size, **measure(world, options.ticks)}
     result |= pauses(world, 10.0)
     if options.json:
-        print(json.dumps(result))
+        print(dumped(result))
         return
     for key, value in result.items():
         print(f"{key:14} {value}")

@@ -8,13 +8,13 @@ one process, on one core; figures are medians. See ``bench/README.md``.
 
 import argparse
 import gc
-import json
 import time
 import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
 
+from bench.output import dumped
 from xds_server.generated import xds_server_metrics_pb2 as pb
 from xds_server.model.snapshot import Node
 from xds_server.model.telemetry import LATENCY_BUCKETS_MS
@@ -244,7 +244,7 @@ def main() -> None:
         "curve": curve(chosen.series),
     }
     if chosen.json:
-        print(json.dumps(result))
+        print(dumped(result))
         return
     for key, value in result.items():
         print(f"{key:20} {value}")

@@ -7,7 +7,6 @@ medians, and ratios are medians of the ratios of neighbours. See ``bench/README.
 
 import argparse
 import asyncio
-import json
 import platform
 import socket
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench.children import Answer, Child
+from bench.output import dumped
 from xds_server.model.ids import RDS, RTDS
 
 SETTLE_S = 30.0
@@ -233,7 +233,7 @@ def main() -> None:
     options = Options(given.streams, given.pushes, given.runs, given.groups)
     result = asyncio.run(measure(options))
     if given.json:
-        print(json.dumps(result))
+        print(dumped(result))
     else:
         _table(result)
 

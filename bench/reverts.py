@@ -11,12 +11,13 @@ that stands the longest stretch of ticks that the load in force was beyond the c
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from bench.arguments import as_text, comma_separated, integer, positive_integer
+from bench.output import dumped
 from tests.scenario.harm import BASELINE, HARMLESS, Cliff, get_cheap_and_break, three
 from tests.scenario.world import Plane, RecordingActuator
 from xds_server.model.ids import ProviderName
@@ -166,20 +167,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.reverts", description=(__doc__ or "").split("\n\n")[0]
     )
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--delay", default=",".join(map(str, DELAYS)), help="ticks, e.g. 0,2,5")
+    parser.add_argument("--seeds", type=positive_integer, default=SEEDS)
+    parser.add_argument(
+        "--delay", type=comma_separated(integer(0, 100)), default=DELAYS, help="ticks, e.g. 0,2,5"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     begun = time.perf_counter()
-    runs = [measure(options.seeds, int(delay)) for delay in options.delay.split(",")]
+    runs = [measure(options.seeds, delay) for delay in options.delay]
     result = {
-        "command": f"python -m bench.reverts --seeds {options.seeds} --delay {options.delay}",
+        "command": f"python -m bench.reverts --seeds {options.seeds} "
+        f"--delay {as_text(options.delay)}",
         "seconds": round(time.perf_counter() - begun),
         "seeds": options.seeds,
         "delays": runs,
     }
     if options.json:
-        print(json.dumps(result))
+        print(dumped(result))
         return
     for run in runs:
         print(" ".join(f"{key} {value}" for key, value in run.items()))

@@ -11,11 +11,13 @@ from the counts and latencies of sampled requests that sidecars would report.
 """
 
 import argparse
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from bench.arguments import comma_separated, command, positive_integer, real
+from bench.output import dumped
 from xds_server.core.tables import Floats
 from xds_server.engine.loop import tick
 from xds_server.engine.problem import build_problem
@@ -38,10 +40,20 @@ from xds_server.model.topology import (
     TelemetrySettings,
 )
 
-COEFFICIENTS = "3.5694e-10:8.28917,3.5146e-10:7.13791,4.3178e-10:11.41196,2.0290e-11:0.76399"
+COEFFICIENTS = (
+    (3.5694e-10, 8.28917),
+    (3.5146e-10, 7.13791),
+    (4.3178e-10, 11.41196),
+    (2.0290e-11, 0.76399),
+)
+"""k and b of each service."""
 PUBLISHED = {100: 100, 200: 200, 300: 300, 400: 315, 500: 345, 600: 375, 700: 420, 800: 460}
 """Requests/s kept at west by west's load, as published for 25 ms one way."""
 REGIONS = ("west", "east")
+MOST_RPS = 1e6
+"""Each request of a tick is drawn by itself; more than this take too long and too much memory."""
+MOST_COEFFICIENT = 1e6
+MOST_EXPONENT = 16.0
 WINDOW_TICKS = 2
 SETTLED_RPS = 5.0
 """A load has settled once it stays within this of where it ends (the mean of the last 10 ticks)."""
@@ -247,23 +259,53 @@ def _mesh(case: Case) -> Mesh:
     )
 
 
-def main() -> None:
-    """Parse, answer, print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--one-way-ms", type=float, default=25.0)
-    parser.add_argument("--loads", default=",".join(map(str, PUBLISHED)), help="west's, requests/s")
-    parser.add_argument("--east-rps", type=float, default=100.0, help="east's own load")
-    parser.add_argument("--coefficients", default=COEFFICIENTS, help="k:b per service, ms")
-    parser.add_argument("--exponent", type=float, default=4.0)
-    parser.add_argument("--start-share", type=float, default=1.0, help="of west kept at west")
-    parser.add_argument("--ticks", type=int, default=40)
-    parser.add_argument("--jitter-ratio", type=float, default=0.5)
-    parser.add_argument("--seeds", type=int, default=5)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.slate", description=(__doc__ or "").split("\n\n")[0]
+    )
+    rps = real(0.0, MOST_RPS, "requests/s")
+    parser.add_argument("--one-way-ms", type=real(0.0, 1e4, "ms"), default=25.0)
+    parser.add_argument(
+        "--loads",
+        type=comma_separated(rps),
+        default=tuple(map(float, PUBLISHED)),
+        help=f"west's, requests/s, e.g. 100,200; up to {MOST_RPS:,.0f}",
+    )
+    parser.add_argument(
+        "--east-rps", type=rps, default=100.0, help=f"east's own load, up to {MOST_RPS:,.0f}"
+    )
+    parser.add_argument(
+        "--coefficients", type=_coefficients, default=COEFFICIENTS, help="k:b per service, ms"
+    )
+    parser.add_argument("--exponent", type=real(1.0, MOST_EXPONENT), default=4.0)
+    parser.add_argument(
+        "--start-share", type=real(0.0, 1.0), default=1.0, help="of west kept at west"
+    )
+    parser.add_argument("--ticks", type=positive_integer, default=40)
+    parser.add_argument("--jitter-ratio", type=real(0.0, 10.0), default=0.5)
+    parser.add_argument("--seeds", type=positive_integer, default=5)
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    pairs = [tuple(map(float, part.split(":"))) for part in options.coefficients.split(",")]
+    return parser
+
+
+def _coefficients(text: str) -> tuple[tuple[float, float], ...]:
+    """Services in a row, ``k:b`` each; alike services may be in it."""
+    number = real(0.0, MOST_COEFFICIENT, "ms")
+    found = []
+    for part in text.split(","):
+        words = part.split(":")
+        if len(words) != 2:
+            raise argparse.ArgumentTypeError(f"{part!r}: k:b is allowed, as in 3.5e-10:8.3")
+        found.append((number(words[0]), number(words[1])))
+    return tuple(found)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, answer, print."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    pairs = options.coefficients
     chain = Chain(tuple(k for k, _ in pairs), tuple(b for _, b in pairs), options.exponent)
-    loads = [float(part) for part in options.loads.split(",")]
     found = {
         load: [
             answer(
@@ -280,7 +322,7 @@ def main() -> None:
             )
             for seed in range(options.seeds)
         ]
-        for load in loads
+        for load in options.loads
     }
     kept = {load: [a.kept_rps for a in each] for load, each in found.items()}
     early = {load: [a.early_rps for a in each] for load, each in found.items()}
@@ -292,9 +334,9 @@ def main() -> None:
     standard = options.one_way_ms == 25.0 and options.coefficients == COEFFICIENTS
     if standard and options.exponent == 4.0 and options.east_rps == 100.0:
         result |= errors_rps(kept, early)
-    result["command"] = f"python -m bench.slate --seeds {options.seeds}"
+    result["command"] = command("bench.slate", parser, options)
     if options.json:
-        print(json.dumps(result))
+        print(dumped(result))
         return
     for key, value in result.items():
         print(f"{key:16} {value}")

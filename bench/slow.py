@@ -6,15 +6,16 @@ Meshes of the same sizes as ``bench.tick``; ratios are to the ordinary tick of t
 """
 
 import argparse
-import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
+from bench.arguments import positive_integer
+from bench.output import dumped
 from bench.tick import SIZES, World, timed_ms
 from xds_server.cache.publisher import Publisher
 from xds_server.engine.loop import Tick
@@ -55,18 +56,20 @@ class SlowWorld(World):
         return self.slow.run(self.mesh, self.state.problem, done, self.counts, self.now_s)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.slow", description=(__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("--size", choices=SIZES, default="L")
-    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--turns", type=positive_integer, default=TURNS)
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     result = measure(*SIZES[options.size], options.turns)
     result["size"] = options.size
     result["machine"] = f"{platform.machine()}, Python {platform.python_version()}"
     if options.json:
-        print(json.dumps(result))
+        print(dumped(result))
         return
     for key, value in result.items():
         print(f"{key:18} {value}")

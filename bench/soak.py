@@ -28,6 +28,8 @@ import numpy as np
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.arguments import file_to_write
+from bench.output import dumped
 from bench.soak_traffic import TIMEOUT_S, Caller, Line, endpoints
 from bench.soak_world import COMES_AND_GOES, PROVIDERS, STEPS_PER_S, Ports, World
 from xds_server.config import load_mesh
@@ -131,7 +133,7 @@ class Soak:
         }
         bootstrap = render_bootstrap(load_mesh(self._world.path), "shop", node_id, settings)
         config = self._folder / f"{node_id}.json"
-        config.write_text(json.dumps(bootstrap))
+        config.write_text(json.dumps(bootstrap, allow_nan=False))
         caller = Caller(f"http://127.0.0.1:{listen}/", self._options.rps)
         caller.situation = partial(self._situation, node_id)
         sidecar = Sidecar(node_id, f"http://127.0.0.1:{admin}", config, caller, line)
@@ -345,13 +347,13 @@ def main() -> int:
     parser.add_argument("--rps", type=float, default=20.0, help="to each Envoy")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--out", type=Path, help="write the figures there as well")
+    parser.add_argument("--out", type=file_to_write, help="write the figures there as well")
     given = parser.parse_args()
     result = asyncio.run(_run(Options(given.minutes, given.envoys, given.rps, given.seed)))
     if given.out is not None:
-        given.out.write_text(json.dumps(result, indent=2) + "\n")
+        given.out.write_text(dumped(result, indent=2) + "\n")
     if given.json:
-        print(json.dumps(result))
+        print(dumped(result))
     else:
         for key, value in result.items():
             print(f"{key:22} {value}")

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bench.arguments import positive_integer
 from xds_server.app import collector
 from xds_server.cache.publisher import Publisher
 from xds_server.core import latency, solver
@@ -84,7 +85,7 @@ def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--size", choices=SIZES, default="L")
-    parser.add_argument("--ticks", type=int, default=TICKS)
+    parser.add_argument("--ticks", type=positive_integer, default=TICKS)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--no-curve", action="store_true", help="only the one size")
     options = parser.parse_args()
