@@ -1,24 +1,24 @@
 """``python -m bench.lab``: every world, every policy, every seed; figures as JSON."""
 
 import argparse
-import json
 import os
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.lab.figures import INSTANT, figures
+from bench.arguments import comma_separated, file_to_write, integer, name_of, positive_integer
+from bench.lab.figures import INSTANT, LEAST_TICKS, figures
 from bench.lab.layout import SIZES
 from bench.lab.policies import POLICIES
 from bench.lab.run import Series, run
 from bench.lab.worlds import TICKS, WORLDS
+from bench.output import dumped
 
 _DRAWN = ("ours", INSTANT)
 """Policies whose shares are drawn."""
@@ -56,20 +56,24 @@ def main(arguments: list[str] | None = None) -> None:
         "runs": results,
     }
     if options.json:
-        Path(options.json).write_text(json.dumps(found))
+        options.json.write_text(dumped(found))
     summarise(results)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.lab", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.lab", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("--worlds", type=_names(WORLDS), default=tuple(WORLDS), help="all or a,b")
     parser.add_argument("--policies", type=_names(POLICIES), default=tuple(POLICIES))
     parser.add_argument("--size", choices=SIZES, default="S")
-    parser.add_argument("--delay", type=_integers, default=(2,), help="ticks, e.g. 0,2,5")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--ticks", type=int, default=TICKS)
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument(
+        "--delay", type=comma_separated(integer(0, 100)), default=(2,), help="ticks, e.g. 0,2,5"
+    )
+    parser.add_argument("--seeds", type=positive_integer, default=5)
+    parser.add_argument("--ticks", type=integer(LEAST_TICKS, 10_000), default=TICKS)
+    parser.add_argument("--jobs", type=integer(1, 256), default=2, help="processes")
+    parser.add_argument("--json", type=file_to_write, metavar="FILE")
     return parser.parse_args(arguments)
 
 
@@ -78,28 +82,18 @@ def _said(arguments: list[str] | None) -> str:
     words = iter(sys.argv[1:] if arguments is None else arguments)
     kept = []
     for word in words:
-        if word in ("--json", "--jobs"):
-            next(words)
-        else:
+        flag, given, _ = word.partition("=")
+        if flag not in ("--json", "--jobs"):
             kept.append(word)
+        elif not given:
+            next(words)
     return shlex.join(["python", "-m", "bench.lab", *kept])
 
 
-def _names(known: Iterable[str]):  # type: ignore[no-untyped-def]
+def _names(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
     names = tuple(known)
-
-    def parse(text: str) -> tuple[str, ...]:
-        chosen = names if text == "all" else tuple(text.split(","))
-        unknown = set(chosen) - set(names)
-        if unknown:
-            raise argparse.ArgumentTypeError(f"no such: {', '.join(unknown)}; {', '.join(names)}")
-        return chosen
-
-    return parse
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    some = comma_separated(name_of(names))
+    return lambda text: names if text == "all" else some(text)
 
 
 def _all(jobs: list[_Job], processes: int) -> Iterable[dict[str, Any]]:

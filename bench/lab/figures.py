@@ -14,6 +14,9 @@ INSTANT: Final = "clairvoyant"
 DELAYED: Final = "clairvoyant_delayed"
 CONVERGED_RATIO: Final = 1.10
 """Of the instant clairvoyant's cost, 3-tick means; to be held for 5 ticks."""
+LEAST_TICKS: Final = 6
+"""Of a run: the engine's first ``_COLD`` are left out of its times."""
+_COLD: Final = 5
 _HOLD: Final = 5
 _SMOOTH: Final = 3
 _Z_90: Final = 1.645
@@ -62,7 +65,7 @@ def figures(
     if INSTANT in series:
         found["converged_ticks"] = _converged(cost, series[INSTANT].cost_ms, event)
     if mine.tick_ms:
-        p50, p99 = np.percentile(mine.tick_ms[5:], [50, 99])
+        p50, p99 = np.percentile(mine.tick_ms[_COLD:], [50, 99])
         found |= {"tick_p50_ms": float(p50), "tick_p99_ms": float(p99)}
         found |= _decisions(mine)
     z = np.concatenate(mine.z[warm:]) if mine.z[warm:] else np.empty(0)

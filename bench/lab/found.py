@@ -11,17 +11,25 @@ from bench.lab.figures import DELAYED, INSTANT
 
 OURS: Final = "ours"
 ORACLES: Final = frozenset((INSTANT, DELAYED))
+_NEVER: Final = frozenset(("converged_ticks",))
+"""Figures that are infinite, not NaN, where a file has null: it never happened."""
+_KEYS: Final = frozenset(("command", "machine", "runs", "seconds", "seeds", "size", "ticks"))
+_RUN_KEYS: Final = frozenset(("delay", "event", "policies", "seed", "world"))
+_POLICY_KEYS: Final = frozenset(("figures", "series"))
 
 
 class Found:
-    """Figures by (delay, world, policy, seed), of meshes of one size."""
+    """Figures by (delay, world, policy, seed), of meshes of one size.
+
+    Raises ValueError for files that are not of the laboratory, or not of one another.
+    """
 
     def __init__(self, files: Iterable[Path]) -> None:
         self.runs: list[dict[str, Any]] = []
         self.meta: list[dict[str, Any]] = []
         self._commands: dict[int, str] = {}
         for file in files:
-            loaded = json.loads(file.read_text())
+            loaded = read(file)
             runs = loaded.pop("runs")
             self.runs += runs
             self.meta.append(loaded)
@@ -86,5 +94,59 @@ def by_size(files: Iterable[Path]) -> dict[str, Found]:
     """Read files of runs; those of one size together, in the order of their first."""
     groups: dict[str, list[Path]] = {}
     for file in files:
-        groups.setdefault(json.loads(file.read_text())["size"], []).append(file)
+        groups.setdefault(read(file)["size"], []).append(file)
     return {size: Found(group) for size, group in groups.items()}
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Read one JSON object. Raises ValueError, with the file's name, for anything else."""
+    try:
+        found = json.loads(file.read_text())
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not JSON: {error}") from error
+    if isinstance(found, dict):
+        return found
+    raise ValueError(f"{file}: no JSON object")
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Read what ``bench.lab --json`` wrote, null as the float that it was.
+
+    Raises ValueError for another file, and for one without runs of the engine.
+    """
+    loaded = read_object(file)
+    runs = loaded.get("runs")
+    if not (_has(loaded, _KEYS) and isinstance(runs, list) and all(map(_is_run, runs))):
+        raise ValueError(f"{file}: not what python -m bench.lab --json writes")
+    if not runs or not all(OURS in run["policies"] for run in runs):
+        raise ValueError(f"{file}: no run of {OURS}, so nothing to judge; add it to --policies")
+    for run in runs:
+        for policy in run["policies"].values():
+            policy["figures"] = {
+                name: _number(value, np.inf if name in _NEVER else np.nan)
+                for name, value in policy["figures"].items()
+            }
+            policy["series"] = {
+                name: np.array(values, dtype=np.float64)  # null is NaN
+                for name, values in policy["series"].items()
+            }
+    return loaded
+
+
+def _has(what: object, keys: frozenset[str]) -> bool:
+    return isinstance(what, dict) and keys <= set(what)
+
+
+def _is_run(run: Any) -> bool:
+    if not _has(run, _RUN_KEYS) or not isinstance(run["policies"], dict):
+        return False
+    return all(
+        _has(p, _POLICY_KEYS) and isinstance(p["figures"], dict) and isinstance(p["series"], dict)
+        for p in run["policies"].values()
+    )
+
+
+def _number(value: float | None, null: float) -> float:
+    return null if value is None else value

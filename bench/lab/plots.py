@@ -76,6 +76,9 @@ def _limit(axis: Any) -> None:
             seen.append(y[(x >= low) & (x <= high)])
     if seen:
         values = np.concatenate(seen)
+        values = values[np.isfinite(values)]
+        if not len(values):
+            return
         bottom, top = float(values.min()), float(np.percentile(values, 99.5))
         room = 0.08 * max(top - bottom, 1e-3)
         axis.set_ylim(bottom - room, top + room)

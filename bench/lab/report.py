@@ -1,12 +1,12 @@
 """``python -m bench.lab.report out.json ... [--tick FILE ...]``: all of bench/RESULTS.md."""
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from bench.lab.found import Found, by_size
+from bench.arguments import file_to_write
+from bench.lab.found import Found, by_size, read_object
 from bench.lab.outside import (
     Json,
     detector_rows,
@@ -35,15 +35,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", nargs="+", type=Path, help="of bench.lab; the first one's size")
     for program in _PROGRAMS:
         parser.add_argument(f"--{program}", type=Path, help=f"of bench.{program}")
-    parser.add_argument("--out", type=Path, default=Path("bench/RESULTS.md"))
+    parser.add_argument("--out", type=file_to_write, default=Path("bench/RESULTS.md"))
     parser.add_argument("--plots", type=Path, default=Path("bench/results"))
     options = parser.parse_args(arguments)
-    sizes = by_size(options.files)
-    said = {p: json.loads(f.read_text()) for p in _PROGRAMS if (f := getattr(options, p))}
+    try:
+        sizes = by_size(options.files)
+        said = {p: _printed(p, f) for p in _PROGRAMS if (f := getattr(options, p))}
+    except ValueError as error:
+        parser.error(str(error))
     found = next(iter(sizes.values()))
     drawn = write_plots(found, _DELAY, options.plots)
     pictures = [f"![{w}]({options.plots.name}/{w}.png)" for w in drawn]
     options.out.write_text("\n".join([*results(sizes, said), *pictures]) + "\n")
+
+
+def _printed(program: str, file: Path) -> Json:
+    """Read what another program printed. Raises ValueError for another file."""
+    found = read_object(file)
+    try:
+        _PROGRAMS[program](found)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        words = f"not what python -m bench.{program} --json prints for a target"
+        raise ValueError(f"{file}: {words}") from error
+    return found
 
 
 def results(sizes: Mapping[str, Found], said: Mapping[str, Json]) -> list[str]:

@@ -179,7 +179,7 @@ def _slo(found: Found, delay: int) -> Row:
 def _converged(found: Found, delay: int) -> Row:
     worlds = [w for w in found.worlds(delay) if w in STEP_LIKE]
     ticks = {w: float(np.median(found.seeds(delay, w, OURS, "converged_ticks"))) for w in worlds}
-    missed = [f"{w} ({v:.0f})" for w, v in ticks.items() if v > delay + 4]
+    missed = [f"{w} ({v:.0f})" for w, v in ticks.items() if not v <= delay + 4]
     command, case = found.command(delay), f"D = {delay}"
     if not worlds:
         return Row("5-converged", "no world of one lasting change was run", None, command, case)

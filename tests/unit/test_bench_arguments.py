@@ -24,6 +24,14 @@ REFUSED = [
     ("bench.reverts", "--seeds", ["0", "-1"]),
     ("bench.reverts", "--delay", ["abc", "-1", ",", "2,2"]),
     ("bench.slow", "--turns", ["0", "-1", "abc"]),
+    ("bench.lab.__main__", "--delay", ["-1", "abc", "0,-1", "101", "2,2", ""]),
+    ("bench.lab.__main__", "--ticks", ["0", "1", "5", "abc"]),
+    ("bench.lab.__main__", "--seeds", ["0", "-1"]),
+    ("bench.lab.__main__", "--jobs", ["0", "-1"]),
+    ("bench.lab.__main__", "--worlds", ["atlantis", "step,step", ""]),
+    ("bench.lab.__main__", "--policies", ["ours,hope"]),
+    ("bench.lab.__main__", "--json", ["no/such/folder/x.json"]),
+    ("bench.lab.report", "--out", ["no/such/folder/x.md"]),
 ]
 
 

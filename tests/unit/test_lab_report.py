@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 import shlex
 
 import pytest
@@ -12,6 +13,7 @@ from bench.lab.report import results
 from bench.lab.table import HARM_POSSIBLE, saved_percent, slo_seconds, targets
 from bench.lab.targets import TARGETS, all_targets, remarks
 from bench.lab.worlds import WORLDS
+from bench.output import dumped
 
 RUN = (
     "--worlds step,liar --policies ours,clairvoyant,clairvoyant_delayed,equal,l3,least_request "
@@ -69,7 +71,7 @@ def lab(tmp_path_factory):
 def write(tmp_path):
     def to_file(what, name="lab.json"):
         file = tmp_path / name
-        file.write_text(json.dumps(what))
+        file.write_text(dumped(what))
         return file
 
     return to_file
@@ -260,3 +262,77 @@ def test_other_sizes_are_told_apart_and_a_world_counts_once(lab, write):
         Found([small, large])
     with pytest.raises(ValueError, match="twice"):
         Found([small, small])
+
+
+def test_null_is_never_where_that_is_what_it_means_and_not_a_number_elsewhere(lab, write):
+    changed = with_figures(lab, "ours", converged_ticks=math.inf, overshoot=math.nan)
+    for run in changed["runs"]:
+        run["policies"]["ours"]["series"]["latency_ms"][3] = math.nan
+    file = write(changed)
+    json.loads(file.read_text(), parse_constant=pytest.fail)
+    found = Found([file])
+    assert found.seeds(2, "step", "ours", "converged_ticks") == [math.inf]
+    assert math.isnan(found.mean(2, "step", "ours", "overshoot"))
+    series = found.of(2, "step")[0]["policies"]["ours"]["series"]["latency_ms"]
+    assert [k for k, value in enumerate(series) if math.isnan(value)] == [3]
+    assert "never" in "".join(results({"XS": found}, {}))
+
+
+def test_pictures_are_drawn_of_what_is_known(lab, write, tmp_path):
+    changed = copy.deepcopy(lab)
+    for run in changed["runs"]:
+        run["policies"]["ours"]["series"]["latency_ms"][20] = None
+        run["policies"]["l3"]["series"]["usd_per_million"] = [None] * lab["ticks"]
+    report([str(write(changed)), "--out", str(tmp_path / "r.md"), "--plots", str(tmp_path / "p")])
+    assert (tmp_path / "p" / "step.png").exists()
+
+
+def test_convergence_is_not_hit_where_it_is_not_known(lab, write):
+    changed = copy.deepcopy(lab)
+    for run in changed["runs"]:
+        del run["policies"]["ours"]["figures"]["converged_ticks"]
+    assert row(Found([write(changed)]), "5-converged").hit is False
+
+
+def refusal(capsys, tmp_path, *words):
+    """What the report says to files that it cannot read; it writes nothing then."""
+    out = tmp_path / "RESULTS.md"
+    with pytest.raises(SystemExit) as refused:
+        report([*map(str, words), "--out", str(out), "--plots", str(tmp_path / "plots")])
+    assert refused.value.code == 2
+    assert not out.exists()
+    assert not (tmp_path / "plots").exists()
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_file_that_is_not_of_the_laboratory_is_refused_by_name(lab, write, capsys, tmp_path):
+    broken, binary = tmp_path / "broken.json", tmp_path / "binary.json"
+    broken.write_text("{")
+    binary.write_bytes(b"\xff\xfe")
+    alone = copy.deepcopy(lab)
+    for run in alone["runs"]:
+        run["policies"] = {"l3": run["policies"]["l3"]}
+    for file, words in (
+        (tmp_path / "none.json", "No such file"),
+        (tmp_path, "Is a directory"),
+        (broken, "not JSON"),
+        (binary, "not JSON"),
+        (write([1], "list.json"), "no JSON object"),
+        (write(TICK, "tick.json"), "not what python -m bench.lab --json writes"),
+        (write(lab | {"runs": [{"world": "step"}]}, "run.json"), "not what python -m bench.lab"),
+        (write(lab | {"runs": []}, "empty.json"), "no run of ours"),
+        (write(alone, "alone.json"), "no run of ours"),
+    ):
+        said = refusal(capsys, tmp_path, file)
+        assert f"error: {file}: " in said
+        assert words in said
+    twice = write(lab)
+    assert "run twice" in refusal(capsys, tmp_path, twice, twice)
+
+
+@pytest.mark.parametrize("program", ["tick", "gap", "reverts", "slate"])
+def test_what_another_program_printed_is_refused_by_name(lab, write, capsys, tmp_path, program):
+    for what in ({}, {"command": "ls"}, lab):
+        wrong = write(what, "wrong.json")
+        said = refusal(capsys, tmp_path, write(lab), f"--{program}", wrong)
+        assert f"{wrong}: not what python -m bench.{program} --json prints" in said

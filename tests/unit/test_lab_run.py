@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench.lab.__main__ import main
-from bench.lab.figures import figures
+from bench.lab.figures import LEAST_TICKS, figures
 from bench.lab.policies import POLICIES
 from bench.lab.run import run
 from bench.lab.worlds import WORLDS
@@ -62,3 +62,16 @@ def test_the_command_writes_figures(tmp_path, capsys):
     assert [r["delay"] for r in found["runs"]] == [0, 2]
     assert found["runs"][0]["policies"]["clairvoyant"]["figures"]["regret_instant"] == 0.0
     assert "ours" in capsys.readouterr().out
+
+
+def test_the_least_that_may_be_run_gives_json_for_every_reader(tmp_path):
+    out = tmp_path / "out.json"
+    main(
+        f"--worlds all --policies ours,l3 --size XS --ticks {LEAST_TICKS} --seeds 1 --delay 0,100 "
+        f"--jobs=1 --json={out}".split()
+    )
+    found = json.loads(out.read_text(), parse_constant=pytest.fail)
+    assert len(found["runs"]) == 2 * len(WORLDS)
+    assert "--jobs" not in found["command"]
+    assert "--json" not in found["command"]
+    assert found["command"].endswith("--delay 0,100")
