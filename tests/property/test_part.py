@@ -285,11 +285,10 @@ def test_a_change_of_a_service_is_worth_the_same_over_the_whole_mesh(
     over_all = worth(whole, evaluation, asked, rates)
     part = part_of(whole, evaluation, rows)
     alone = worth(part.problem, part.evaluation, np.ones(len(rows), dtype=bool), rates[rows])
-    # What is compared is a difference of two optima, and each may lie above the true one by the
-    # solver's gap, which is a part of the whole mesh's objective.
+    # Each optimum is known to the solver's gap, as a part of the whole mesh's objective.
     cost_ms = forecast(whole, evaluation, evaluation.shares_now).cost_ms
     spent = 3600.0 * float(np.sum(evaluation.demand_rps * cost_ms / rates))
-    assert alone == pytest.approx(over_all, rel=0.01, abs=GAP_RATIO * spent)
+    assert alone == pytest.approx(over_all, rel=0.01, abs=0.5 * GAP_RATIO * spent)
 
 
 def test_what_shares_a_provider_is_no_part() -> None:

@@ -75,11 +75,11 @@ def route_gains(
 
 
 def _plan_prices(problem: Problem, evaluation: Evaluation, plan: Candidate) -> Prices:
-    pairs, demand = problem.pairs, evaluation.demand_rps[problem.pairs.route]
+    pairs, demand = problem.pairs, evaluation.demand_rps
     return prices_between(
         evaluation.stations,
-        pairs.sum_by_provider(demand * evaluation.shares_now),
-        pairs.sum_by_provider(demand * plan.shares),
+        pairs.loads(evaluation.shares_now, demand),
+        pairs.loads(plan.shares, demand),
     )
 
 
@@ -94,7 +94,8 @@ def _priced(
     """Gain, cost and doubt of ``change`` (P,) at those prices."""
     pairs, price = problem.pairs, prices.total_ms
     # What turns back says that the step before was wrong: that takes more to believe.
-    turns_back = pairs.sum_by_route(change * evaluation.last_step) > 0.0
+    back, fixed_ms = pairs.weigh_by_route(change, evaluation.last_step, evaluation.costs.total)
+    turns_back = back > 0.0
     # What a provider really costs is known to within its model's error; so is the gain.
     (variance,) = pairs.sums_by_route(change * change, (evaluation.sigma_ratio * price) ** 2)
     doubt = np.sqrt(variance) * np.where(turns_back, TURN_RATIO, 1.0)
@@ -105,7 +106,7 @@ def _priced(
         plan=plan,
         prices=prices,
         change=change,
-        gross_ms=pairs.sum_by_route(change * evaluation.costs.total) + priced,
+        gross_ms=fixed_ms + priced,
         switch_ms=switch * 0.5 * pairs.sum_by_route(np.abs(change)),
         doubt_ms=GAIN_Z * evaluation.calibration * doubt,
     )

@@ -6,7 +6,8 @@ from typing import Final
 import numpy as np
 
 from xds_server.core import latency, limits, objective, solver
-from xds_server.core.tables import Bools, Floats
+from xds_server.core.blocks import kin_of
+from xds_server.core.tables import Bools, Floats, Ints
 from xds_server.engine.generate import FAILING_FLOOR_RATIO
 from xds_server.engine.simulate import forecast
 from xds_server.engine.types import Evaluation, Problem
@@ -88,7 +89,8 @@ def settling(
 ) -> Work[Settled]:
     """Take the solver's step, within floors and masks, until shares stay or ``steps`` are over.
 
-    Each step is taken as far as the objective, with the SLO's penalty at the new load, improves.
+    Each step is taken as far as the objective, with the SLO's penalty at the new load, improves;
+    service by service, since they share nothing. One whose steps gain no more has settled.
 
     Parameters
     ----------
@@ -111,9 +113,11 @@ def settling(
     at = at / np.maximum(pairs.sum_by_route(at), 1e-12)[pairs.route]
     here = at_shares(problem, evaluation, at)
     value = forecast(problem, here, at)
-    proven, pace = 0.0, 1.0
+    block = kin_of(pairs).block[pairs.provider[pairs.starts]]
+    going = np.ones(int(block.max(initial=-1)) + 1, dtype=bool)
+    proven, pace = 0.0, np.ones(len(going))
     for iteration in range(1, steps + 1):
-        reluctance = pace * _TAU_RATIO * np.maximum(1e3 * value.latency_s, 0.1)
+        reluctance = pace[block] * _TAU_RATIO * np.maximum(1e3 * value.latency_s, 0.1)
         tau = np.where(held, _FIXED_MS, reluctance)
         above = np.where(kept, at, np.maximum(at - floor, 0.0) / free)
         fixed_ms = here.costs.total + _slo_rent_ms(problem, here, at)
@@ -129,22 +133,68 @@ def settling(
         )
         proven = found.gap_ratio
         wanted = floor + free * found.shares
-        wanted = np.where(kept, at, limits.limit_shift(pairs, at, wanted, max_shift_ratio))
+        stays = kept | ~going[block][pairs.route]
+        wanted = np.where(stays, at, limits.limit_shift(pairs, at, wanted, max_shift_ratio))
         yield STEP_PAIRS + len(at)
         if np.max(np.abs(wanted - at), initial=0.0) < SETTLED_SHARE:
             return Settled(at, here, value, iteration, True, proven)
-        for length in _LENGTHS:
-            tried = at + length * (wanted - at)
-            there = at_shares(problem, evaluation, tried)
-            better = forecast(problem, there, tried)
-            if better.total < value.total:
-                at, here, value = tried, there, better
-                whole = length == 1.0
-                pace = max(_FASTEST, _FASTER * pace) if whole else min(1.0, _SLOWER * pace)
-                break
-        else:  # no step in this direction gains any more
+        at, here, value, length = _advance(
+            problem, evaluation, Place(at, here, value), wanted, block, going
+        )
+        going &= length > 0.0
+        if not going.any():  # no step of any service gains any more
             return Settled(at, here, value, iteration, True, proven)
+        slower = np.minimum(1.0, np.where(length > 0.0, _SLOWER, 1.0) * pace)
+        pace = np.where(length == 1.0, np.maximum(_FASTEST, _FASTER * pace), slower)
     return Settled(at, here, value, steps, False, proven)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Shares, with the evaluation and the forecast at them."""
+
+    shares: Floats  # (P,)
+    evaluation: Evaluation
+    forecast: Forecast
+
+
+def _advance(
+    problem: Problem,
+    evaluation: Evaluation,
+    at: Place,
+    wanted: Floats,
+    block: Ints,
+    going: Bools,
+) -> tuple[Floats, Evaluation, Forecast, Floats]:
+    """Go towards ``wanted`` (P,), each block as far as its own objective improves.
+
+    Returns
+    -------
+    shares, evaluation and forecast there, and (B,) how far each block went, 0..1
+    """
+    pairs, demand = problem.pairs, evaluation.demand_rps
+
+    def by_block(found: Forecast) -> Floats:
+        summed = np.bincount(block, demand * found.cost_ms, len(going))
+        return summed.astype(np.float64, copy=False)  # an empty one is of integers
+
+    def place(part: Floats) -> Place:
+        shares = at.shares + part[block][pairs.route] * (wanted - at.shares)
+        there = at_shares(problem, evaluation, shares)
+        return Place(shares, there, forecast(problem, there, shares))
+
+    before, taken, open_to = by_block(at.forecast), np.zeros(len(going)), going.copy()
+    found = at
+    for length in _LENGTHS:
+        found = place(np.where(open_to, length, taken))
+        gained = open_to & (by_block(found.forecast) < before)
+        taken[gained] = length
+        open_to &= ~gained
+        if not open_to.any():
+            break
+    else:  # where no length gains, nothing is taken
+        found = place(taken)
+    return found.shares, found.evaluation, found.forecast, taken
 
 
 def _slo_rent_ms(problem: Problem, evaluation: Evaluation, shares: Floats) -> Floats:

@@ -47,7 +47,7 @@ class EngineState:
         plans = [d.shares for d in list(self.pending)[-_WINDOW_PLANS:]]
         if not plans:
             return np.full((1, pairs.providers), np.nan)
-        return np.stack([pairs.sum_by_provider(demand[pairs.route] * plan) for plan in plans])
+        return np.stack([pairs.loads(plan, demand) for plan in plans])
 
     def remember(
         self, deployment: Deployment, wanted: Floats, models: Models, last_good: Floats
