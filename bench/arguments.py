@@ -85,6 +85,15 @@ def file_to_write(text: str) -> Path:
     return file
 
 
+def folder_to_write(text: str) -> Path:
+    """Folder that exists or can be made."""
+    folder = Path(text)
+    first = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    if not first.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: {first} is a file; a folder is allowed")
+    return folder
+
+
 def command(module: str, parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
     """Return the command that gives these figures: each flag that is not at its default.
 

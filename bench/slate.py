@@ -53,7 +53,7 @@ REGIONS = ("west", "east")
 MOST_RPS = 1e6
 """Each request of a tick is drawn by itself; more than this take too long and too much memory."""
 MOST_COEFFICIENT = 1e6
-MOST_EXPONENT = 16.0
+MOST_EXPONENT = 8.0
 WINDOW_TICKS = 2
 SETTLED_RPS = 5.0
 """A load has settled once it stays within this of where it ends (the mean of the last 10 ticks)."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from bench.arguments import file_to_write
+from bench.arguments import file_to_write, folder_to_write
 from bench.lab.found import Found, by_size, read_object
 from bench.lab.outside import (
     Json,
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     for program in _PROGRAMS:
         parser.add_argument(f"--{program}", type=Path, help=f"of bench.{program}")
     parser.add_argument("--out", type=file_to_write, default=Path("bench/RESULTS.md"))
-    parser.add_argument("--plots", type=Path, default=Path("bench/results"))
+    parser.add_argument("--plots", type=folder_to_write, default=Path("bench/results"))
     options = parser.parse_args(arguments)
     try:
         sizes = by_size(options.files)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from bench import arguments, slate
+from bench import arguments, slate, tick
 from bench.output import dumped
 
 REFUSED = [
@@ -70,6 +70,25 @@ def test_a_file_needs_its_folder(tmp_path):
     for text in (str(tmp_path), str(tmp_path / "none" / "new.json")):
         with pytest.raises(argparse.ArgumentTypeError, match="folder"):
             arguments.file_to_write(text)
+
+
+def test_a_folder_is_no_file_nor_in_one(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (tmp_path, tmp_path / "new" / "newer"):
+        assert arguments.folder_to_write(str(folder)) == folder
+    for folder in (file, file / "new"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is a file"):
+            arguments.folder_to_write(str(folder))
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "abc"])
+def test_tick_takes_its_arguments_from_the_command_line(monkeypatch, capsys, value):
+    monkeypatch.setattr("sys.argv", ["tick.py", "--ticks", value])
+    with pytest.raises(SystemExit) as refused:
+        tick.main()
+    assert refused.value.code == 2
+    assert f"argument --ticks: {value!r}: " in capsys.readouterr().err
 
 
 def said(capsys, *words):
