@@ -12,7 +12,6 @@ what exists when it starts: here, when the mesh is built and its first ticks are
 
 import argparse
 import gc
-import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bench.arguments import positive_integer
+from bench.output import dumped
 from xds_server.app import collector
 from xds_server.cache.publisher import Publisher
 from xds_server.core import latency, solver
@@ -95,7 +95,7 @@ def main() -> None:
     if not options.no_curve:
         result["curve"] = {str(p): curve_point(p) for p in CURVE}
     if options.json:
-        print(json.dumps(result))
+        print(dumped(result))
         return
     for key, value in result.items():
         print(f"{key:14} {value}")
