@@ -62,7 +62,7 @@ conformance: setup ## The 82 cases by number, the state machines and the fuzzers
 bench: setup ## Measure one tick of the engine against its floor
 	$(RUN)python -m bench.tick
 
-lab: setup ## Measure every target and write bench/RESULTS.md, 12 minutes; a look: make lab-look
+lab: setup ## Measure every target and write bench/RESULTS.md, 10 minutes; a look: make lab-look
 	@mkdir -p $(LAB)
 	$(RUN)python -m bench.lab $(ARGS) --delay 2 --json $(LAB)/delay-2.json
 	$(RUN)python -m bench.lab $(ARGS) --delay 0,5 --policies $(FEW) --json $(LAB)/delay-0-5.json
