@@ -73,31 +73,8 @@ def update(
         return before
     # Places are many, and which of them were seen is as good as random: masks are factors here,
     # since to choose by them (``where``) takes several times as long.
-    seen = (samples >= LEAST_SAMPLES) & np.isfinite(latency_s)
-    latency = np.fmin(np.fmax(latency_s, 0.0), _LONGEST_S)
-
-    def total(values: Floats | Bools) -> Floats:
-        summed: Floats = np.bincount(provider, values, providers).astype(np.float64, copy=False)
-        return summed
-
-    at_home = total(seen & home) > 0.0
-    away = ~at_home[provider]
-    weight = samples * (seen & (home | away))
-    count = total(weight)
-    near = total(weight * (latency - before.rtt_s)) / np.maximum(count, 1.0)
-    comparable = (total(seen) > 1.0) & (count > 0.0)
-    usable = seen & comparable[provider] & (away | ~home)
-    here = near[provider]
-    # By what is expected, not by what was seen: slow samples must not weigh less for being slow.
-    noise = here + before.rtt_s
-    noise *= noise
-    noise /= np.maximum(samples, 1.0)
-    noise += (near**2 / np.maximum(count, 1.0))[provider]
-    noise *= cv2
-    np.maximum(noise, 1e-12, out=noise)
-    difference = np.subtract(latency, here, out=latency)
-    variance = before.variance_s2 + DRIFT_S2_PER_S * elapsed_s
-    np.minimum(variance, _FIRST_VARIANCE_S2, out=variance)
+    usable, difference, noise = _compare(before, provider, home, providers, latency_s, samples, cv2)
+    variance = np.minimum(before.variance_s2 + DRIFT_S2_PER_S * elapsed_s, _FIRST_VARIANCE_S2)
     gain = variance / (variance + noise)
     gain *= usable
     own = difference - before.own_s
@@ -122,6 +99,41 @@ def update(
     rtt -= least[provider]
     np.maximum(rtt, 0.0, out=rtt)
     return Distances(rtt, own, variance, link_s, link_variance)
+
+
+def _compare(
+    before: Distances,
+    provider: Ints,
+    home: Bools,
+    providers: int,
+    latency_s: Floats,
+    samples: Floats,
+    cv2: Floats,
+) -> tuple[Bools, Floats, Floats]:
+    """(Q,) each: which places can be compared, how much longer they wait, s, and its variance."""
+    seen = (samples >= LEAST_SAMPLES) & np.isfinite(latency_s)
+    latency = np.fmin(np.fmax(latency_s, 0.0), _LONGEST_S)
+
+    def total(values: Floats | Bools) -> Floats:
+        summed: Floats = np.bincount(provider, values, providers).astype(np.float64, copy=False)
+        return summed
+
+    at_home = total(seen & home) > 0.0
+    away = ~at_home[provider]
+    weight = samples * (seen & (home | away))
+    count = total(weight)
+    near = total(weight * (latency - before.rtt_s)) / np.maximum(count, 1.0)
+    comparable = (total(seen) > 1.0) & (count > 0.0)
+    usable = seen & comparable[provider] & (away | ~home)
+    here = near[provider]
+    # By what is expected, not by what was seen: slow samples must not weigh less for being slow.
+    noise = here + before.rtt_s
+    noise *= noise
+    noise /= np.maximum(samples, 1.0)
+    noise += (near**2 / np.maximum(count, 1.0))[provider]
+    noise *= cv2
+    np.maximum(noise, 1e-12, out=noise)
+    return usable, np.subtract(latency, here, out=latency), noise
 
 
 def _links(

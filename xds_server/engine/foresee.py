@@ -24,7 +24,6 @@ from xds_server.engine.outlook import (
     run,
     view,
 )
-from xds_server.engine.simulate import forecast
 from xds_server.engine.types import Evaluation, Problem
 from xds_server.model.decision import HOLD_REASONS, MOVES, Decision, HoldReason, Move
 from xds_server.model.explanation import Outlook, Risk
@@ -213,5 +212,4 @@ def _decide(
         reason=np.where(held, HOLD_REASONS.index(HoldReason.RISKY), decision.reason),
         shares=seen.made,
         wanted=np.where(changed[problem.pairs.route], seen.made, decision.wanted),
-        chosen=forecast(problem, evaluation, seen.made),
     )

@@ -15,6 +15,7 @@ from xds_server.core import latency
 from xds_server.core.latency import Stations
 from xds_server.core.objective import PairCosts
 from xds_server.core.tables import Bools, Floats, Ints
+from xds_server.engine.simulate import forecast
 from xds_server.engine.types import Evaluation, Problem, Simulated
 from xds_server.model.decision import HOLD_REASONS, MOVES, Candidate, Decision, HoldReason, Move
 
@@ -134,11 +135,12 @@ def decided_gains(
 def account(
     problem: Problem, evaluation: Evaluation, simulated: Simulated, decision: Decision
 ) -> Decision:
-    """Say of every route what it does in the end, and what that gains.
+    """Say of every route what it does in the end, what is expected of it, and what that gains.
 
     After the gate, moves are shortened or taken back; and what is required is done by routes that
     hold. Where nothing is pushed, the gain stays that of the plan that was not worth it.
     """
+    decision = replace(decision, chosen=forecast(problem, evaluation, decision.shares))
     pushed = problem.pairs.any_by_route(decision.shares != evaluation.shares_now)
     required = pushed & (decision.move == MOVES.index(Move.HOLD))
     required &= decision.reason != HOLD_REASONS.index(HoldReason.OBSERVING)

@@ -7,7 +7,6 @@ import numpy as np
 
 from xds_server.core.loss import p95_after_loss
 from xds_server.core.tables import Bools, Floats
-from xds_server.engine.simulate import forecast
 from xds_server.engine.types import Evaluation, Problem
 from xds_server.model.decision import HOLD_REASONS, MOVES, Decision, HoldReason, Move
 
@@ -65,7 +64,6 @@ def _shorten(
         reason=np.where(left, code, decision.reason),
         shares=shares,
         wanted=np.where(refused[pairs.route], shares, decision.wanted),
-        chosen=forecast(problem, evaluation, shares),
     )
 
 

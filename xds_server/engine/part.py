@@ -6,11 +6,10 @@ over its own routes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from xds_server.core.latency import Stations
 from xds_server.core.objective import PairCosts
 from xds_server.core.tables import Floats, Ints, Pairs
 from xds_server.engine.types import Evaluation, Observation, Problem, ProfileArrays
@@ -167,7 +166,7 @@ def _evaluation(whole: Evaluation, rows: _Rows) -> Evaluation:
     return Evaluation(
         now_s=whole.now_s,
         observation=_observation(whole.observation, rows),
-        stations=_stations(whole.stations, j),
+        stations=whole.stations.rows(j),
         rtt_s=whole.rtt_s[p],
         sigma_ratio=whole.sigma_ratio[j],
         error_ratio=whole.error_ratio[j],
@@ -196,16 +195,3 @@ def _observation(whole: Observation, rows: _Rows) -> Observation:
         f.name: getattr(whole, f.name)[axes[f.name.partition("_")[0]]] for f in fields(Observation)
     }
     return Observation(**kept)
-
-
-def _stations(whole: Stations, rows: Ints) -> Stations:
-    power = whole.power
-    if power is not None:
-        power = replace(
-            power,
-            chosen=power.chosen[rows],
-            base_s=power.base_s[rows],
-            rise_s=power.rise_s[rows],
-            scale_rps=power.scale_rps[rows],
-        )
-    return replace(whole.rows(rows), power=power)

@@ -18,7 +18,6 @@ from scipy.special import stdtr
 from xds_server.core import limits
 from xds_server.core.tables import Bools, Floats
 from xds_server.engine.models import Models
-from xds_server.engine.simulate import forecast
 from xds_server.engine.trials import (
     TRIAL_TICKS,
     PairTrials,
@@ -297,7 +296,6 @@ def _go_back(
             reason=np.where(returning, 0, decision.reason),
             shares=shares,
             wanted=np.where(mine, back, decision.wanted),
-            chosen=forecast(problem, evaluation, shares),
         ),
         there,
     )

@@ -5,7 +5,6 @@ import numpy as np
 from xds_server.core import objective
 from xds_server.core.tables import Bools, Floats, Ints
 from xds_server.engine.gain import Gains, route_gains
-from xds_server.engine.simulate import forecast
 from xds_server.engine.types import Evaluation, Problem, Simulated
 from xds_server.model.decision import HOLD_REASONS, MOVES, Decision, HoldReason, Move
 from xds_server.model.topology import Mode
@@ -51,7 +50,7 @@ def select(
         wanted=plan.shares
         if not settled.any()
         else np.where(settled[pairs.route], shares, plan.shares),
-        chosen=forecast(problem, evaluation, shares),
+        chosen=hold,  # until it is known what becomes of it: engine.gain.account
         hold=hold,
         gain_ms=gains.net_ms,
         doubt_ms=gains.doubt_ms,

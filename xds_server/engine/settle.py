@@ -111,24 +111,24 @@ def settling(
     spread = limits.onto_allowed(pairs, shares, allowed)
     at = np.where(kept, shares, np.maximum(spread, floor))
     at = at / np.maximum(pairs.sum_by_route(at), 1e-12)[pairs.route]
-    here = at_shares(problem, evaluation, at)
-    value = forecast(problem, here, at)
+    here = _place(problem, evaluation, at)
     block = kin_of(pairs).block[pairs.provider[pairs.starts]]
     going = np.ones(int(block.max(initial=-1)) + 1, dtype=bool)
     proven, pace = 0.0, np.ones(len(going))
     for iteration in range(1, steps + 1):
-        reluctance = pace[block] * _TAU_RATIO * np.maximum(1e3 * value.latency_s, 0.1)
+        reluctance = pace[block] * _TAU_RATIO * np.maximum(1e3 * here.forecast.latency_s, 0.1)
         tau = np.where(held, _FIXED_MS, reluctance)
+        at, now = here.shares, here.evaluation
         above = np.where(kept, at, np.maximum(at - floor, 0.0) / free)
-        fixed_ms = here.costs.total + _slo_rent_ms(problem, here, at)
+        fixed_ms = now.costs.total + _slo_rent_ms(problem, now, at)
         found = solver.solve(
             pairs,
             allowed,
             above,
-            here.demand_rps,
+            now.demand_rps,
             fixed_ms,
             tau,
-            here.stations,
+            now.stations,
             gap_ratio=gap_ratio,
         )
         proven = found.gap_ratio
@@ -137,64 +137,61 @@ def settling(
         wanted = np.where(stays, at, limits.limit_shift(pairs, at, wanted, max_shift_ratio))
         yield STEP_PAIRS + len(at)
         if np.max(np.abs(wanted - at), initial=0.0) < SETTLED_SHARE:
-            return Settled(at, here, value, iteration, True, proven)
-        at, here, value, length = _advance(
-            problem, evaluation, Place(at, here, value), wanted, block, going
-        )
+            return here.settled(iteration, True, proven)
+        here, length = _advance(problem, here, wanted, block, going)
         going &= length > 0.0
         if not going.any():  # no step of any service gains any more
-            return Settled(at, here, value, iteration, True, proven)
+            return here.settled(iteration, True, proven)
         slower = np.minimum(1.0, np.where(length > 0.0, _SLOWER, 1.0) * pace)
         pace = np.where(length == 1.0, np.maximum(_FASTEST, _FASTER * pace), slower)
-    return Settled(at, here, value, steps, False, proven)
+    return here.settled(steps, False, proven)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class _Place:
     """Shares, with the evaluation and the forecast at them."""
 
     shares: Floats  # (P,)
     evaluation: Evaluation
     forecast: Forecast
 
+    def settled(self, iterations: int, done: bool, gap_ratio: float) -> Settled:
+        return Settled(self.shares, self.evaluation, self.forecast, iterations, done, gap_ratio)
+
+
+def _place(problem: Problem, evaluation: Evaluation, shares: Floats) -> _Place:
+    here = at_shares(problem, evaluation, shares)
+    return _Place(shares, here, forecast(problem, here, shares))
+
 
 def _advance(
-    problem: Problem,
-    evaluation: Evaluation,
-    at: Place,
-    wanted: Floats,
-    block: Ints,
-    going: Bools,
-) -> tuple[Floats, Evaluation, Forecast, Floats]:
+    problem: Problem, here: _Place, wanted: Floats, block: Ints, going: Bools
+) -> tuple[_Place, Floats]:
     """Go towards ``wanted`` (P,), each block as far as its own objective improves.
 
     Returns
     -------
-    shares, evaluation and forecast there, and (B,) how far each block went, 0..1
+    where that is, and (B,) how far each block went, 0..1
     """
-    pairs, demand = problem.pairs, evaluation.demand_rps
+    pairs, demand = problem.pairs, here.evaluation.demand_rps
 
     def by_block(found: Forecast) -> Floats:
         summed = np.bincount(block, demand * found.cost_ms, len(going))
         return summed.astype(np.float64, copy=False)  # an empty one is of integers
 
-    def place(part: Floats) -> Place:
-        shares = at.shares + part[block][pairs.route] * (wanted - at.shares)
-        there = at_shares(problem, evaluation, shares)
-        return Place(shares, there, forecast(problem, there, shares))
+    def on_the_way(part: Floats) -> _Place:
+        shares = here.shares + part[block][pairs.route] * (wanted - here.shares)
+        return _place(problem, here.evaluation, shares)
 
-    before, taken, open_to = by_block(at.forecast), np.zeros(len(going)), going.copy()
-    found = at
+    before, taken, open_to = by_block(here.forecast), np.zeros(len(going)), going.copy()
     for length in _LENGTHS:
-        found = place(np.where(open_to, length, taken))
-        gained = open_to & (by_block(found.forecast) < before)
+        there = on_the_way(np.where(open_to, length, taken))
+        gained = open_to & (by_block(there.forecast) < before)
         taken[gained] = length
         open_to &= ~gained
         if not open_to.any():
-            break
-    else:  # where no length gains, nothing is taken
-        found = place(taken)
-    return found.shares, found.evaluation, found.forecast, taken
+            return there, taken
+    return on_the_way(taken), taken  # where no length gains, nothing is taken
 
 
 def _slo_rent_ms(problem: Problem, evaluation: Evaluation, shares: Floats) -> Floats:

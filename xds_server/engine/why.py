@@ -5,7 +5,7 @@ their floors have one marginal cost mu, and none at its floor is below that. Fou
 on mu, not by the engine's solver: what explains a decision does not share its errors.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -73,7 +73,7 @@ def one_route(
             max(float(demand_rps[route]), _LEAST_RPS),
             fixed_ms[rows],
             others,
-            _stations_of(stations, here),
+            stations.rows(here),
             mine,
             fitted,
         ),
@@ -151,20 +151,3 @@ def _shares_at(route: OneRoute, mu_ms: float, top: Floats) -> Floats:
         dear = route.marginal_ms(middle) > mu_ms
         low, high = np.where(dear, low, middle), np.where(dear, middle, high)
     return low
-
-
-def _stations_of(stations: Stations, rows: Ints) -> Stations:
-    power = stations.power
-    few = stations.rows(rows)
-    if power is None:
-        return few
-    return replace(
-        few,
-        power=replace(
-            power,
-            chosen=power.chosen[rows],
-            base_s=power.base_s[rows],
-            rise_s=power.rise_s[rows],
-            scale_rps=power.scale_rps[rows],
-        ),
-    )

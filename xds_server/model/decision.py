@@ -76,7 +76,7 @@ class Decision:
     reason: Ints  # (R,) index into ``HOLD_REASONS``
     shares: Floats  # (P,)
     wanted: Floats  # (P,) where to go on from: the plan, also where it is not worth a push yet
-    chosen: Forecast
+    chosen: Forecast  # of ``shares``
     hold: Forecast
     gain_ms: Floats  # (R,) of the best plan, less what the move itself costs
     doubt_ms: Floats  # (R,) what that has to exceed
