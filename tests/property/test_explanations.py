@@ -82,6 +82,8 @@ def test_every_push_is_explained_by_terms_of_what_was_pushed(seed: int) -> None:
         gains = decided_gains(problem, last.evaluation, last.simulated, last.decision)
         np.testing.assert_allclose(gains.change, pushed, atol=1e-9)
         assert told.gain_ms == pytest.approx(float(last.decision.gain_ms[0]))
+        assert told.options[0].move is told.move
+        assert told.options[0].chosen
         scale = sum(abs(v) for v in told.gain_terms.values())
         assert abs(sum(told.gain_terms.values()) - told.gain_ms) <= 1e-9 * scale
     assert Move.HOLD not in moves

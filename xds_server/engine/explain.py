@@ -88,7 +88,8 @@ def _options(problem: Problem, last: Tick, r: int, gain_ms: float) -> tuple[Opti
         moved = limits.moved_ratio(problem.pairs, before, candidate.shares)
         options.append(
             Option(
-                move=candidate.move,
+                # What is required is what the candidate that holds has to do.
+                move=move if i == chosen else candidate.move,
                 moved_ratio=float(moved[r]),
                 gain_ms=float(gains.net_ms[r]),
                 mesh_gain_ms_per_s=float(totals[0] - totals[i]),
