@@ -71,6 +71,22 @@ def test_a_standby_enters_when_the_others_saturate_and_leaves_when_they_do_not()
     assert plane.shares["managed"] == 0.0
 
 
+def test_silence_is_no_reason_to_leave() -> None:
+    plane = SlowPlane(640.0)
+    plane.step(40)
+    assert plane.actions == [("managed", "enter")]
+    (before,) = plane.slow.status(plane.now_s)
+    plane.silent = True
+    plane.step(int(LEAVE_S) + 60)
+    assert plane.actions == [("managed", "enter")]
+    (now,) = plane.slow.status(plane.now_s)
+    assert (now.state, now.because, now.pending) == ("in", before.because, "")
+    plane.silent = False
+    plane.rps = 250.0
+    plane.step(int(LEAVE_S))
+    assert plane.actions == [("managed", "enter")]  # from now on it is idle, not from the silence
+
+
 def test_traffic_comes_and_goes_in_steps_no_larger_than_the_largest() -> None:
     plane = SlowPlane(640.0)
     before, largest = plane.shares["managed"], 0.0

@@ -132,7 +132,10 @@ class Substitutes:
             return entering
         found = yield from optima.now()
         for name, j in names.items():
-            worth = _worth(problem, found, evaluation.allowed, waiting & (provider == j), judged)
+            mine = waiting & (provider == j)
+            if _unheard(problem, evaluation, mine, judged):
+                continue
+            worth = _worth(problem, found, evaluation.allowed, mine, judged)
             decision = self._consider(name, worth, enforced=enforced)
             if decision is not None:
                 entering.append((worth.ratio, decision))
@@ -163,6 +166,8 @@ class Substitutes:
             if name not in self.active:
                 continue
             mine = problem.pairs.provider == j
+            if _unheard(problem, evaluation, mine & evaluation.allowed, judged):
+                continue
             without = evaluation.allowed & ~mine
             found = yield from optima.of(problem, replace(evaluation, allowed=without))
             worth = _worth(problem, found, without, mine & evaluation.allowed, judged)
@@ -192,6 +197,15 @@ def _judged(problem: Problem, evaluation: Evaluation) -> Bools:
     """(R,) routes whose word counts: they call, and what they say is fresh; or have nobody."""
     calling = evaluation.measured & (evaluation.demand_rps > 0.0)
     return calling | ~problem.pairs.any_by_route(evaluation.allowed)
+
+
+def _unheard(problem: Problem, evaluation: Evaluation, mine: Bools, judged: Bools) -> bool:
+    """Whether routes that may use a provider's pairs ``mine`` (P,) call, but nothing is heard.
+
+    Without telemetry all stays as it is, as with weights: silence is no reason to come or to go.
+    """
+    of = np.unique(problem.pairs.route[mine])
+    return not judged[of].any() and bool((evaluation.demand_rps[of] > 0.0).any())
 
 
 def _worth(problem: Problem, found: Settled, allowed: Bools, mine: Bools, judged: Bools) -> _Worth:
